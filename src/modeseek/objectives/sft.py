@@ -1,0 +1,26 @@
+"""Supervised fine-tuning: raise the likelihood of every response of the group.
+
+On the chosen responses it is Pref-FT; on the best of the policy's own it is best-of-N (RAFT).
+2404.14367, section 4, https://arxiv.org/abs/2404.14367.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from modeseek.batch import PKT, MaskPK, MaskPKT
+from modeseek.objectives.base import Axes, LogpReduction, Loss
+from modeseek.ops import present_mean, seq, seq_mean
+
+
+@dataclass(frozen=True)
+class SFT:
+    logp_reduction: LogpReduction = "sum"  # over a response's tokens; "mean" makes long responses count less
+
+    axes: ClassVar[Axes] = Axes(on_policy=False, negative_gradient="never", claimed_kl="mode-covering")
+    equation: ClassVar[str] = "-mean_k log pi(y_k)"
+    source: ClassVar[str] = "https://arxiv.org/abs/2404.14367"
+
+    def __call__(self, logp: PKT, mask: MaskPKT, present: MaskPK) -> Loss:
+        reduce = seq if self.logp_reduction == "sum" else seq_mean
+        nll = -present_mean(reduce(logp, mask), present)
+        return Loss(nll, {"logps/chosen": seq(logp.detach(), mask)[:, 0]})

@@ -1,0 +1,50 @@
+"""A table of logits, one row per context. Small enough that every expectation is exact."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+
+from modeseek.batch import Batch
+from modeseek.ops import token_logp
+from modeseek.policies.base import choose
+
+
+class Bandit(nn.Module):
+    """The context is a prompt of one token, the action a response of one token."""
+
+    def __init__(self, logits: Float[Tensor, "contexts actions"]):
+        super().__init__()
+        self.logits = nn.Parameter(logits.clone())
+
+    def all_logp(self, prompt: Int[Tensor, "P 1"]) -> Float[Tensor, "P actions"]:
+        """log-probability of every action: what tests enumerate."""
+        return self.logits[prompt[:, 0]].log_softmax(-1)
+
+    def logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        logits = self.logits[batch.prompt[:, 0]]  # [P, A]
+        return token_logp(logits[:, None, None].expand(*batch.response.shape, -1), batch.response)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt: Int[Tensor, "P S"],
+        prompt_mask: Bool[Tensor, "P S"],
+        k: int,
+        rng: Generator,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> Batch:
+        logits = self.logits[prompt[:, 0]].repeat_interleave(k, 0)
+        action, logp = choose(logits, rng, temperature, top_p, top_k)
+        response = action.view(-1, k, 1)
+        everywhere = torch.ones_like(response, dtype=torch.bool)
+        return Batch.own(
+            prompt,
+            prompt_mask,
+            response,
+            everywhere,
+            old_logp=logp.view(-1, k, 1),
+            finished=everywhere[..., 0],
+        )
