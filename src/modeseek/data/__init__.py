@@ -1,0 +1,1 @@
+"""Preference data: read, checked, and made into token ids."""
