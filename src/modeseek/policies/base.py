@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from modeseek.batch import Batch
+
+BLOCK = 256  # tokens of a large vocabulary that are looked through at a time
 
 
 @runtime_checkable
@@ -40,16 +43,57 @@ def choose(
 
     `top_k` 0 and `top_p` 1 keep the whole vocabulary.
     """
+    return pick(logits, uniform((len(logits),), rng, logits.device), temperature, top_p, top_k)
+
+
+def uniform(shape: tuple[int, ...], rng: Generator, device: torch.device) -> Float[Tensor, "..."]:
+    """Numbers of [0, 1): what `pick` turns into tokens. The largest is far enough from 1 that a product with a total
+    stays below the total."""
+    drawn = torch.rand(shape, generator=rng, dtype=torch.float64, device=rng.device)
+    return drawn.clamp_(max=1 - 2.0**-52).to(device)
+
+
+def pick(
+    logits: Float[Tensor, "B V"], u: Float[Tensor, " B"], temperature: float, top_p: float, top_k: int
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
+    """`choose` with its randomness given: the token at u on the line where each has its probability as length."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     if temperature == 0:
         return wide.argmax(-1), wide.new_zeros(len(wide))
-    logp = (wide / temperature).log_softmax(-1)
+    if temperature != 1:
+        wide = wide / temperature
     if top_k or top_p < 1:
-        ordered, order = logp.sort(-1, descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()  # mass of the tokens ahead: the best one always stays
-        out = before >= top_p
-        if top_k:
-            out[:, top_k:] = True
-        logp = logp.masked_fill(out.scatter(-1, order, out), float("-inf")).log_softmax(-1)
-    token = logp.exp().multinomial(1, generator=rng).squeeze(-1)
-    return token, logp.gather(-1, token[:, None]).squeeze(-1)
+        wide = _truncated(wide, top_p, top_k)
+    p = wide.softmax(-1)
+    token = _at(p, u)
+    return token, p.gather(-1, token[:, None]).squeeze(-1).log()
+
+
+def _truncated(logits: Float[Tensor, "B V"], top_p: float, top_k: int) -> Float[Tensor, "B V"]:
+    ordered, order = logits.softmax(-1).sort(-1, descending=True)
+    before = ordered.cumsum(-1) - ordered  # mass of the tokens ahead: the best one always stays
+    out = before >= top_p
+    if top_k:
+        out[:, top_k:] = True
+    return logits.masked_fill(out.scatter(-1, order, out), float("-inf"))
+
+
+def _at(p: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """Inverse of the distribution function. In a large vocabulary first a block of tokens is found, then the token
+    within, so that no running sum over the whole is made."""
+    if p.shape[1] <= 2 * BLOCK:
+        return _find(p.cumsum(-1, dtype=torch.float64), u[:, None])[0].squeeze(1)
+    blocks = F.pad(p, (0, -p.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    mass = blocks.sum(-1).double()
+    edge = mass.cumsum(-1)
+    block, at = _find(edge, u[:, None])
+    mass = mass.gather(1, block)
+    rest = ((at - edge.gather(1, block) + mass) / mass).clamp_(0, 1 - 2.0**-52)  # how far within the block
+    within = blocks.take_along_dim(block[..., None], 1).squeeze(1).cumsum(-1, dtype=torch.float64)
+    return (block * BLOCK + _find(within, rest)[0]).squeeze(1)
+
+
+def _find(edge: Float[Tensor, "B N"], u: Float[Tensor, "B 1"]) -> tuple[Int[Tensor, "B 1"], Float[Tensor, "B 1"]]:
+    """The place at the share u of all mass, never one without mass, and the mass up to that point."""
+    at = edge[:, -1:] * u
+    return torch.searchsorted(edge, at, right=True), at

@@ -14,9 +14,61 @@ from modeseek.policies.base import choose
 Forward = Callable[[Tensor, Tensor, int], Tensor]
 
 
+def plain_logp(forward: Forward, batch: Batch, temperature: float = 1.0) -> Float[Tensor, "P K T"]:
+    """log-probability of every response token, in nats; zero where the response has none.
+
+    Every response is a padded row with its prompt in front. Right for any model, and what the faster paths are
+    compared with.
+    """
+    P, K, T = batch.response.shape
+    S = batch.prompt.shape[1]
+    prompt, prompt_mask = (x.repeat_interleave(K, 0) for x in (batch.prompt, batch.prompt_mask))
+    tokens = torch.cat([prompt, batch.response.flatten(0, 1)], 1)
+    mask = torch.cat([prompt_mask, batch.mask.flatten(0, 1)], 1)
+    logits = forward(tokens, mask, S - 1)[:, :-1]  # position i predicts token i + 1
+    return token_logp(logits / temperature, tokens[:, S:]).view(P, K, T).masked_fill(~batch.mask, 0.0)
+
+
+@torch.no_grad()
+def plain_sample(
+    forward: Forward,
+    prompt: Int[Tensor, "P S"],
+    prompt_mask: Bool[Tensor, "P S"],
+    k: int,
+    rng: Generator,
+    *,
+    eos: Sequence[int],
+    max_new: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+) -> Batch:
+    """k responses to each prompt, the whole row recomputed for each token: slow, and right for any model."""
+    P, S = prompt.shape
+    tokens, mask = prompt.repeat_interleave(k, 0), prompt_mask.repeat_interleave(k, 0)
+    ends = torch.tensor(tuple(eos), device=prompt.device)
+    alive = torch.ones(P * k, dtype=torch.bool, device=prompt.device)
+    said: list[Tensor] = []
+    for _ in range(max_new):
+        logits = forward(tokens, mask, tokens.shape[1] - 1)[:, -1]
+        token, logp = choose(logits, rng, temperature, top_p, top_k)
+        tokens, mask = torch.cat([tokens, token[:, None]], 1), torch.cat([mask, alive[:, None]], 1)
+        said.append(logp.masked_fill(~alive, 0.0))
+        alive = alive & ~torch.isin(token, ends)
+        if not alive.any():
+            break
+    return Batch.own(
+        prompt,
+        prompt_mask,
+        tokens[:, S:].reshape(P, k, -1),
+        mask[:, S:].reshape(P, k, -1),
+        old_logp=torch.stack(said, -1).view(P, k, -1),
+        finished=~alive.view(P, k),
+    )
+
+
 class CausalPolicy(nn.Module):
-    """The plain path: every response is a padded row with its prompt in front, and sampling recomputes the row for
-    each token. Right for any model, and what the faster paths are compared with."""
+    """A module and how to get logits from it, as a policy by the plain path."""
 
     def __init__(self, model: nn.Module, forward: Forward, *, eos: Sequence[int], max_new: int):
         super().__init__()
@@ -24,16 +76,8 @@ class CausalPolicy(nn.Module):
         self._logits = forward
 
     def logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
-        """log-probability of every response token, in nats; zero where the response has none."""
-        P, K, T = batch.response.shape
-        S = batch.prompt.shape[1]
-        prompt, prompt_mask = (x.repeat_interleave(K, 0) for x in (batch.prompt, batch.prompt_mask))
-        tokens = torch.cat([prompt, batch.response.flatten(0, 1)], 1)
-        mask = torch.cat([prompt_mask, batch.mask.flatten(0, 1)], 1)
-        logits = self._logits(tokens, mask, S - 1)[:, :-1]  # position i predicts token i + 1
-        return token_logp(logits, tokens[:, S:]).view(P, K, T).masked_fill(~batch.mask, 0.0)
+        return plain_logp(self._logits, batch)
 
-    @torch.no_grad()
     def sample(
         self,
         prompt: Int[Tensor, "P S"],
@@ -45,24 +89,15 @@ class CausalPolicy(nn.Module):
         top_p: float = 1.0,
         top_k: int = 0,
     ) -> Batch:
-        P, S = prompt.shape
-        tokens, mask = prompt.repeat_interleave(k, 0), prompt_mask.repeat_interleave(k, 0)
-        ends = torch.tensor(self.eos, device=prompt.device)
-        alive = torch.ones(P * k, dtype=torch.bool, device=prompt.device)
-        said: list[Tensor] = []
-        for _ in range(self.max_new):
-            logits = self._logits(tokens, mask, tokens.shape[1] - 1)[:, -1]
-            token, logp = choose(logits, rng, temperature, top_p, top_k)
-            tokens, mask = torch.cat([tokens, token[:, None]], 1), torch.cat([mask, alive[:, None]], 1)
-            said.append(logp.masked_fill(~alive, 0.0))
-            alive = alive & ~torch.isin(token, ends)
-            if not alive.any():
-                break
-        return Batch.own(
+        return plain_sample(
+            self._logits,
             prompt,
             prompt_mask,
-            tokens[:, S:].reshape(P, k, -1),
-            mask[:, S:].reshape(P, k, -1),
-            old_logp=torch.stack(said, -1).view(P, k, -1),
-            finished=~alive.view(P, k),
+            k,
+            rng,
+            eos=self.eos,
+            max_new=self.max_new,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
         )

@@ -1,0 +1,290 @@
+"""Attention over a packed row: each response sees its prompt and itself, and nothing else is computed.
+
+On a CPU every segment is a few calls of torch's flash kernel within one autograd function, so that no gradient of a
+slice is padded with zeros to the length of the row. A soft-cap or attention sinks, which that kernel does not know,
+are computed by hand, a segment at a time. On CUDA FlexAttention skips the blocks that the mask leaves empty.
+Transformers reaches all of them through its attention interface.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface
+
+from modeseek.policies.pack import Row, Segment
+
+NAME = "modeseek_packed"
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which token of a packed row may see which. It travels to the attention layers as a keyword argument."""
+
+    segments: tuple[Segment, ...]
+    positions: Tensor  # [L]
+    windows: list[int | None] = field(default_factory=list)  # the sliding window that each layer asked for
+    _kept: dict[Any, Any] = field(default_factory=dict)  # masks, made once and used by every layer
+
+    @staticmethod
+    def of(row: Row) -> "Layout":
+        return Layout(row.segments, row.positions)
+
+    @property
+    def longest(self) -> int:
+        """Positions that the longest response with its prompt takes."""
+        return max((s.prompt + max(s.responses, default=0) for s in self.segments), default=0)
+
+    def bias(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
+        """Zero where the last `queries` of `keys` positions in a line may look, minus infinity elsewhere."""
+        key = ("bias", queries, keys, window, like.dtype)
+        if key not in self._kept:
+            q = torch.arange(keys - queries, keys, device=like.device)[:, None]
+            back = q - torch.arange(keys, device=like.device)  # how far back each key lies
+            hidden = (back < 0) if window is None else (back < 0) | (back >= window)
+            self._kept[key] = like.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
+        return self._kept[key]
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """The same rule for FlexAttention: it stores which blocks are empty, never a mask of the whole row."""
+        key = ("blocks", window)
+        if key not in self._kept:
+            self._kept[key] = self._block_mask(window)
+        return self._kept[key]
+
+    def _block_mask(self, window: int | None) -> BlockMask:
+        device, length = self.positions.device, len(self.positions)
+        group, branch = [], []
+        for number, s in enumerate(self.segments):
+            group += [number] * (s.stop - s.start)
+            branch += [0] * s.prompt + [k for k, n in enumerate(s.responses, 1) for _ in range(n)]
+        owner, of = (torch.tensor(x, device=device) for x in (group, branch))
+        at = self.positions
+
+        # FlexAttention traces these two and counts their parameters: plain lambdas, which no type checker wraps.
+        shared = lambda b, h, q, k: (owner[q] == owner[k]) & ((of[k] == 0) | (of[k] == of[q])) & (k <= q)
+        near = lambda b, h, q, k: shared(b, h, q, k) & (at[q] - at[k] < window)  # type: ignore[operator]
+        return create_block_mask(shared if window is None else near, None, None, length, length, device=str(device))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One stretch of queries: positions `queries` of the row look at `prompt` and at themselves."""
+
+    queries: slice
+    prompt: slice | None  # None: the queries begin with their prompt
+
+
+def _calls(segments: tuple[Segment, ...]) -> Iterator[_Call]:
+    # The first response is a plain causal row with its prompt in front; the others look back at a copy of it.
+    for s in segments:
+        first = s.start + s.prompt + (s.responses[0] if s.responses else 0)
+        yield _Call(slice(s.start, first), None)
+        for n in s.responses[1:]:
+            yield _Call(slice(first, first + n), slice(s.start, s.start + s.prompt))
+            first += n
+
+
+def _seen(x: Tensor, call: _Call) -> Tensor:
+    """Keys or values that a call's queries look at."""
+    own = x[:, :, call.queries]
+    return own if call.prompt is None else torch.cat([x[:, :, call.prompt], own], 2)
+
+
+def _rule(layout: Layout, call: _Call, window: int | None, like: Tensor) -> tuple[bool, Tensor | None]:
+    """How the flash kernel is told what a call's queries may see: by being causal, or by a bias."""
+    queries = call.queries.stop - call.queries.start
+    prompt = 0 if call.prompt is None else call.prompt.stop - call.prompt.start
+    if prompt == 0 and (window is None or window >= queries):
+        return True, None
+    return False, layout.bias(queries, prompt + queries, window, like)
+
+
+class _Flash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int | None) -> Tensor:
+        out, kept = _like(q), []
+        for call in _calls(layout.segments):
+            causal, bias = _rule(layout, call, window, q)
+            y, total = _flash(
+                q[:, :, call.queries], _seen(k, call), _seen(v, call), 0.0, causal, attn_mask=bias, scale=scale
+            )
+            out[:, :, call.queries] = y
+            kept.append(total)
+        ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.layout, ctx.scale, ctx.window = layout, scale, window
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        q, k, v, out, *kept = ctx.saved_tensors
+        gq, gk, gv = _like(q), _like(k), _like(v)
+        for call, total in zip(_calls(ctx.layout.segments), kept, strict=True):
+            causal, bias = _rule(ctx.layout, call, ctx.window, q)
+            own = call.queries
+            dq, dk, dv = _flash_backward(
+                grad[:, :, own],
+                q[:, :, own],
+                _seen(k, call),
+                _seen(v, call),
+                out[:, :, own],
+                total,
+                0.0,
+                causal,
+                attn_mask=bias,
+                scale=ctx.scale,
+            )
+            gq[:, :, own] = dq
+            for whole, part in ((gk, dk), (gv, dv)):
+                if call.prompt is None:
+                    whole[:, :, own] = part
+                else:  # the prompt's gradient is a sum over its responses
+                    ahead = call.prompt.stop - call.prompt.start
+                    whole[:, :, call.prompt] += part[:, :, :ahead]
+                    whole[:, :, own] = part[:, :, ahead:]
+        return gq, gk, gv, None, None, None
+
+
+def _like(x: Tensor) -> Tensor:
+    """Room for [1, H, L, D] laid out as [1, L, H, D], which is how the model goes on to read it."""
+    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def _by_hand(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    many = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(many, 1), v.repeat_interleave(many, 1)
+    parts = []
+    for call in _calls(layout.segments):
+        keys, values = _seen(k, call), _seen(v, call)
+        scores = q[:, :, call.queries] @ keys.mT * scale  # [1, H, queries, keys]
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores = scores + layout.bias(scores.shape[2], scores.shape[3], window, scores)
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        if sinks is not None:  # one more logit a head, which takes weight and gives nothing
+            sink = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+            weights = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+        else:
+            weights = scores.softmax(-1)
+        parts.append(weights.to(values.dtype) @ values)
+    return torch.cat(parts, 2)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def flex(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """FlexAttention, compiled on a GPU; elsewhere its reference implementation, for tests."""
+
+    cap = lambda score, b, h, i, j: torch.tanh(score / softcap) * softcap  # type: ignore[operator]
+    run = _compiled_flex() if q.is_cuda else flex_attention
+    out = run(
+        q,
+        k,
+        v,
+        score_mod=None if softcap is None else cap,
+        block_mask=layout.block_mask(window),
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    packed: Layout | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in place of its own attention: [1, H, L, D] in, [1, L, H, D] out."""
+    assert packed is not None and attention_mask is None, "a packed row was not announced"
+    unknown = [n for n, x in others.items() if isinstance(x, Tensor) and n not in ("position_ids", "cache_position")]
+    if unknown:
+        raise ValueError(f"its attention reads {', '.join(unknown)}, which a packed row does not know")
+    if dropout:
+        raise ValueError(f"attention_dropout: {dropout}; a packed row has none: set it to 0")
+    device = query.device.type
+    if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    packed.windows.append(sliding_window)
+    window = None if sliding_window is None or sliding_window >= packed.longest else sliding_window
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    if query.is_cuda and s_aux is None:
+        out = flex(query, key, value, packed, scale, window, softcap)
+    elif softcap is None and s_aux is None and device == "cpu":
+        out = _Flash.apply(query, key, value, packed, scale, window)
+    else:
+        out = _by_hand(query, key, value, packed, scale, window, softcap, s_aux)
+    assert isinstance(out, Tensor)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+@contextlib.contextmanager
+def packed_attention(model: nn.Module) -> Iterator[None]:
+    """Within, the model's attention layers are ours; a checkpointed layer recomputes with ours in the backward too."""
+    layers = [m for m in model.modules() if "_gradient_checkpointing_func" in vars(m)]
+    ways: list[Callable[..., Any]] = [m._gradient_checkpointing_func for m in layers]  # type: ignore[misc]
+    with _routed(model):
+        try:
+            for layer, way in zip(layers, ways, strict=True):
+                layer._gradient_checkpointing_func = partial(_checkpoint, model, way)  # type: ignore[assignment]
+            yield
+        finally:
+            for layer, way in zip(layers, ways, strict=True):
+                layer._gradient_checkpointing_func = way  # type: ignore[assignment]
+
+
+def _checkpoint(model: nn.Module, way: Callable[..., Any], run: Callable[..., Any], *inputs: Any) -> Any:
+    def routed(*again: Any) -> Any:
+        with _routed(model):
+            return run(*again)
+
+    return way(routed, *inputs)
+
+
+@contextlib.contextmanager
+def _routed(model: nn.Module) -> Iterator[None]:
+    found: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    configs = {id(c): c for c in found if hasattr(c, "_attn_implementation")}
+    before = {i: c._attn_implementation for i, c in configs.items()}
+    try:
+        for c in configs.values():
+            c._attn_implementation = NAME
+        yield
+    finally:
+        for i, c in configs.items():
+            c._attn_implementation = before[i]

@@ -1,0 +1,83 @@
+"""A transformers model as a function of tokens and a cache: its own modules, with our attention in them."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from modeseek.policies.decode.cache import Cache, Law
+
+NAME = "modeseek_decode"
+
+# (cache, tokens [N], positions [N], which of them to predict from) -> logits [n, V]
+Body = Callable[[Cache, Tensor, Tensor, Tensor | None], Tensor]
+
+_cache: ContextVar[Cache] = ContextVar("decode_cache")
+# what layers pass along without meaning it for the attention
+_IDLE = {"position_ids", "cache_position", "return_dict"}
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in place of its own attention: `[1, H, N, D]` in, `[1, N, H, D]` out."""
+    unknown = [name for name, x in others.items() if name not in _IDLE and x is not None and x is not False]
+    if unknown:
+        raise ValueError(f"its attention reads {', '.join(unknown)}")
+    if attention_mask is not None or is_causal is False or getattr(module, "is_causal", True) is False:
+        raise ValueError("its attention is not causal, or brings a mask of its own")
+    if dropout:
+        raise ValueError(f"attention_dropout: {dropout} while sampling; call model.eval() first")
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    law = Law(scale, sliding_window, softcap, s_aux)
+    heard = _cache.get()(module.layer_idx, *(x[0].transpose(0, 1) for x in (query, key, value)), law)  # type: ignore[arg-type]
+    return heard[None], None
+
+
+AttentionInterface.register(NAME, attention)
+
+
+@contextlib.contextmanager
+def driven(model: nn.Module) -> Iterator[Body]:
+    """Within, the model's attention layers read the cache that the body is called with; any model that `why_not`
+    has nothing against, adapters included."""
+    forward: Callable[..., Any] = model.forward
+
+    def body(cache: Cache, tokens: Tensor, positions: Tensor, at: Tensor | None) -> Tensor:
+        token = _cache.set(cache)
+        try:
+            said = forward(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                use_cache=False,
+                logits_to_keep=0 if at is None else at,
+            )
+        finally:
+            _cache.reset(token)
+        logits = said.logits[0]
+        return logits if at is None or len(logits) == len(at) else logits[at]
+
+    found: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    configs = {id(c): c for c in found if hasattr(c, "_attn_implementation")}
+    before = {i: c._attn_implementation for i, c in configs.items()}
+    try:
+        for c in configs.values():
+            c._attn_implementation = NAME
+        yield body
+    finally:
+        for i, c in configs.items():
+            c._attn_implementation = before[i]

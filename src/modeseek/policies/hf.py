@@ -1,0 +1,261 @@
+"""A transformers causal LM as a policy: loading, adapters, the reference, saving."""
+
+import contextlib
+import copy
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from modeseek.batch import Batch
+from modeseek.policies import decode, packed
+from modeseek.policies.adapter import Lora
+from modeseek.policies.causal import plain_logp, plain_sample
+
+
+transformers_logging.disable_progress_bar()  # a run has one bar, ours
+
+
+class HFPolicy(nn.Module):
+    """`model` is a transformers causal LM, or one wrapped by peft. Dropout is off, in the reference too.
+
+    Log-probabilities come from packed rows and samples from cached keys and values where the model allows it, else
+    from the plain path: the same numbers, and `paths` says which and why.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, eos: Sequence[int], max_new: int, fast: bool = True, token_budget: int | None = None
+    ):
+        super().__init__()
+        self.model, self.eos, self.max_new = without_dropout(model), tuple(eos), max_new
+        self.fast, self.token_budget = fast, token_budget
+        unasked = "not asked for (fast: false)"
+        self._why_plain = packed.why_not(model) if fast else unasked
+        self._why_uncached = decode.why_not(model) if fast else unasked
+        self._packed = None if self._why_plain else packed.Packed(model, token_budget=token_budget)
+
+    def logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        return plain_logp(self._logits, batch) if self._packed is None else self._packed.logp(batch)
+
+    def entropy(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        if self._packed is None:
+            raise ValueError(f"entropy is said by packed policies only, and this one is not: {self._why_plain}")
+        return self._packed.entropy(batch)
+
+    def evaluate(self, batch: Batch, wanted: frozenset[str], apply: Callable[[Batch, dict[str, Tensor]], Any]) -> Any:
+        """An objective's loss on a batch; see `train.evaluate`."""
+        if unknown := [name for name in sorted(wanted) if not hasattr(self, name)]:
+            raise ValueError(f"the objective reads {unknown[0]}, which a causal LM without further heads cannot say")
+        if self._packed is None:
+            return apply(batch, {name: getattr(self, name)(batch) for name in wanted})
+        return self._packed.evaluate(batch, wanted, apply)
+
+    def sample(
+        self,
+        prompt: Int[Tensor, "P S"],
+        prompt_mask: Bool[Tensor, "P S"],
+        k: int,
+        rng: Generator,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> Batch:
+        how: dict[str, Any] = {"eos": self.eos, "max_new": self.max_new, "temperature": temperature}
+        how |= {"top_p": top_p, "top_k": top_k}
+        if self._why_uncached:
+            return plain_sample(self._logits, prompt, prompt_mask, k, rng, **how)
+        return decode.sample(self.model, prompt, prompt_mask, k, rng, **how, token_budget=self.token_budget)
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Which way log-probabilities and samples are computed, and why: for the run card."""
+        return {
+            "logp": f"plain: {self._why_plain}" if self._why_plain else "packed rows, shared prompts, fused head",
+            "sample": f"plain: {self._why_uncached}" if self._why_uncached else "shared prefill, cached",
+        }
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.model, "disable_adapter")
+
+    def reference(self) -> "Reference":
+        """The policy as it is now, frozen: the base with adapters off, or a copy of the weights."""
+        if self.has_adapter:
+            return Reference(self)
+        frozen = copy.deepcopy(self.model).requires_grad_(False)
+        options: dict[str, Any] = {"fast": self.fast, "token_budget": self.token_budget}
+        return Reference(HFPolicy(frozen, eos=self.eos, max_new=self.max_new, **options))
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """A plain `save_pretrained` directory, or a PEFT adapter, with its tokenizer."""
+        self.model.save_pretrained(folder)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder)
+
+    def _logits(self, tokens: Tensor, mask: Tensor, start: int) -> Tensor:
+        places = (mask.long().cumsum(1) - 1).clamp(min=0)
+        said = self.model(
+            input_ids=tokens,
+            attention_mask=mask.long(),
+            position_ids=places,
+            logits_to_keep=tokens.shape[1] - start,
+            use_cache=False,
+        )
+        return said.logits
+
+
+class Reference:
+    """A frozen policy. It holds no parameter of its own, so nothing of it can be trained or checkpointed."""
+
+    def __init__(self, policy: HFPolicy):
+        self._policy = policy
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter(())
+
+    @torch.no_grad()
+    def logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        with self._frozen():
+            return self._policy.logp(batch)
+
+    def sample(
+        self,
+        prompt: Int[Tensor, "P S"],
+        prompt_mask: Bool[Tensor, "P S"],
+        k: int,
+        rng: Generator,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> Batch:
+        with self._frozen():
+            return self._policy.sample(prompt, prompt_mask, k, rng, temperature=temperature, top_p=top_p, top_k=top_k)
+
+    def _frozen(self) -> contextlib.AbstractContextManager[Any]:
+        model: Any = self._policy.model
+        return model.disable_adapter() if self._policy.has_adapter else contextlib.nullcontext()
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The same module with every dropout at zero, so that policy and reference agree and reruns repeat."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model.eval()
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32",
+    lora: Lora | None = None,
+    load_in_4bit: bool = False,
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    device: str = "cpu",
+) -> nn.Module:
+    """A causal LM by path or hub name, with fresh adapters where `lora` is given.
+
+    Raises ValueError, in the user's words, where the model is not to be had or an option cannot be honoured.
+    """
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
+    if load_in_4bit:
+        options["quantization_config"] = _four_bit(device, lora)
+    if Path(name).exists() and not (Path(name) / "config.json").exists():
+        raise ValueError(f"model: {name} has no config.json; give the folder that save_pretrained wrote")
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"model: {name} cannot be loaded as a causal LM: {first}") from error
+    model.to(device)  # type: ignore[arg-type]
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def small_llama(
+    vocab: int, *, width: int, layers: int, heads: int, inner: int, context: int, pad: int, bos: int, eos: int
+) -> PreTrainedModel:
+    """A Llama of random weights (from torch's global seed) with tied embeddings, for models made on the spot."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=context,
+            tie_word_embeddings=True,
+            initializer_range=0.05,
+            pad_token_id=pad,
+            bos_token_id=bos,
+            eos_token_id=eos,
+        )
+    )
+
+
+def as_pretrained(tokenizer: Any, *, pad: str, bos: str, eos: str, context: int) -> PreTrainedTokenizerBase:
+    """A tokenizer of the `tokenizers` library as transformers saves and loads it."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, model_max_length=context
+    )
+
+
+def context_length(name: str) -> int | None:
+    """The tokens that a model reads at most, from its config alone."""
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(name), "max_position_embeddings", None)
+
+
+def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token id that ends a response: the tokenizer's, and those of the model's generation config."""
+    generation: Any = getattr(model, "generation_config", None)
+    known = getattr(generation, "eos_token_id", None)
+    several = known if isinstance(known, list | tuple) else [known]
+    ends = dict.fromkeys(int(i) for i in [tokenizer.eos_token_id, *several] if i is not None)
+    if not ends:
+        raise ValueError("the tokenizer has no eos_token, so no response could end: set one and save it")
+    return tuple(ends)
+
+
+def _four_bit(device: str, lora: Lora | None) -> Any:
+    if lora is None:
+        raise ValueError("load_in_4bit: a 4-bit base cannot be trained itself; add lora")
+    if device == "cpu" or importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("load_in_4bit needs a CUDA device and the package bitsandbytes; neither is replaced silently")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

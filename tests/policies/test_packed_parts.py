@@ -1,0 +1,145 @@
+"""The parts of the packed path by themselves: rows by hand, attention against a dense mask, the head by gradcheck."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from modeseek.batch import Batch
+from modeseek.policies.attention import Layout, attend, flex
+from modeseek.policies.head import Form, Head
+from modeseek.policies.pack import Segment, pack
+
+
+def test_a_row_by_hand():
+    batch = Batch.of([[1, 2, 3], [4]], [[[5, 6], [7]], [[8, 9], []]])
+    row = pack(batch)
+    assert row.tokens.tolist() == [1, 2, 3, 5, 6, 7, 4, 8, 9]
+    assert row.positions.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2]  # 7 stands where 5 does: right after its prompt
+    assert row.segments == (Segment(0, 3, (2, 1)), Segment(6, 1, (2,)))
+    assert row.target.tolist() == [5, 6, 7, 8, 9]
+    assert row.before.tolist() == [2, 3, 2, 6, 7]  # 5 and 7 are both predicted from the 3 at place 2
+    assert row.counts == (3, 2)
+
+
+def test_a_prompt_with_nothing_to_predict_takes_no_room():
+    row = pack(Batch.of([[1, 2], [3, 4]], [[[]], [[5]]]))
+    assert row.tokens.tolist() == [3, 4, 5] and row.counts == (0, 1)
+
+
+def test_a_mask_with_a_hole_is_refused():
+    batch = Batch.of([[1]], [[[2, 3, 4]]])
+    batch.mask[0, 0, 1] = False
+    with pytest.raises(ValueError, match="hole"):
+        pack(batch)
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        pack(Batch.of([[], [1]], [[[2]], [[3]]]))
+
+
+groups = st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(0, 7), max_size=4)), min_size=1, max_size=4)
+
+
+def layout(shape: list[tuple[int, list[int]]]) -> Layout:
+    row = pack(Batch.of([[1] * p for p, _ in shape], [[[2] * n for n in group] or [[]] for _, group in shape]))
+    return Layout.of(row)
+
+
+def dense(q, k, v, where: Layout, scale: float, window: int | None, softcap: float | None = None):
+    """The rule word by word, in a mask of the whole row."""
+    owner, branch = [], []
+    for i, s in enumerate(where.segments):
+        owner += [i] * (s.stop - s.start)
+        branch += [0] * s.prompt + [b for b, n in enumerate(s.responses, 1) for _ in range(n)]
+    L = len(owner)
+    sees = torch.zeros(L, L, dtype=torch.bool)
+    for i in range(L):
+        for j in range(i + 1):
+            near = window is None or where.positions[i] - where.positions[j] < window
+            sees[i, j] = owner[i] == owner[j] and branch[j] in (0, branch[i]) and near
+    many = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(many, 1).mT * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return scores.masked_fill(~sees, float("-inf")).softmax(-1) @ v.repeat_interleave(many, 1)
+
+
+def drawn(where: Layout, heads: int, kv: int, seed: int = 0):
+    rng = torch.Generator().manual_seed(seed)
+    make = lambda h: torch.randn(1, len(where.positions), h, 8, generator=rng, dtype=torch.float64)
+    return [make(h).transpose(1, 2).requires_grad_() for h in (heads, kv, kv)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=groups, window=st.one_of(st.none(), st.integers(1, 12)), softcap=st.sampled_from([None, 1.5]))
+def test_attention_is_that_of_a_dense_mask(shape, window, softcap):
+    where = layout(shape)
+    q, k, v = drawn(where, heads=4, kv=2)
+    ours, _ = attend(nn.Identity(), q, k, v, None, 0.3, sliding_window=window, softcap=softcap, packed=where)
+    theirs = dense(q, k, v, where, 0.3, window, softcap).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs)
+    by = torch.randn_like(theirs)
+    found, known = (torch.autograd.grad(y, (q, k, v), by) for y in (ours, theirs))
+    for mine, his in zip(found, known, strict=True):
+        torch.testing.assert_close(mine, his)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_block_masks_hide_what_segments_hide(window, softcap):
+    where = layout([(5, [3, 4, 0]), (1, [2]), (7, [1, 1, 6])])
+    q, k, v = (x.detach() for x in drawn(where, heads=4, kv=2))  # FlexAttention has no backward on a CPU
+    ours = flex(q, k, v, where, 0.3, window, softcap)
+    torch.testing.assert_close(ours, dense(q, k, v, where, 0.3, window, softcap))
+
+
+def test_a_row_that_no_one_announced_is_our_own_mistake():
+    q, k, v = drawn(layout([(2, [1])]), 2, 2)
+    with pytest.raises(AssertionError, match="announced"):
+        attend(nn.Identity(), q, k, v, None)
+
+
+def test_what_attention_does_not_know_is_refused_by_name():
+    where = layout([(2, [1])])
+    q, k, v = drawn(where, 2, 2)
+    with pytest.raises(ValueError, match="position_bias"):
+        attend(nn.Identity(), q, k, v, None, packed=where, position_bias=torch.zeros(1))
+
+
+FORMS = [Form(), Form(scale=0.5, temperature=0.7), Form(softcap=2.0), Form(scale=2.0, softcap=1.5, temperature=1.3)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=repr)
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_heads_gradient_is_its_numbers_slope(form, bias):
+    torch.manual_seed(0)
+    module = nn.Linear(3, 7, bias=bias).double()
+    head = Head(module, form, tile=2)
+    h, target = torch.randn(5, 3, dtype=torch.float64, requires_grad=True), torch.tensor([0, 6, 3, 3, 1])
+    logp, spread = head(h, target, entropy=True)
+    known = form.of(module(h)).log_softmax(-1)
+    torch.testing.assert_close(logp, known.gather(1, target[:, None]).squeeze(1))
+    torch.testing.assert_close(spread, -(known.exp() * known).sum(-1))
+
+    assert torch.autograd.gradcheck(lambda h: head(h, target, entropy=True), (h,))
+    for own in module.parameters():
+        by = torch.randn(2, 5, dtype=torch.float64)
+        ours = torch.autograd.grad((torch.stack(head(h, target, entropy=True)) * by).sum(), own)[0]
+        known = form.of(module(h)).log_softmax(-1)
+        both = torch.stack([known.gather(1, target[:, None]).squeeze(1), -(known.exp() * known).sum(-1)])
+        torch.testing.assert_close(ours, torch.autograd.grad((both * by).sum(), own)[0])
+
+
+def test_unlikely_tokens_keep_their_log_probability():
+    module = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[0.0], [200.0]]))  # exp(-200) is zero in float32; its log is not
+    h = torch.ones(1, 1, requires_grad=True)
+    logp, _ = Head(module)(h, torch.tensor([0]))
+    assert logp.item() == -200.0
+    logp.sum().backward()
+    assert h.grad is not None and h.grad.item() == -200.0  # d(-log(1 + e^{200 h})) / dh
