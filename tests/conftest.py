@@ -103,3 +103,30 @@ def batch(policy):
 def every(vocab: int, length: int, prompt: list[int], pad: int = 0) -> Batch:
     """One prompt and all vocab ** length responses to it."""
     return Batch.of([prompt], [list(itertools.product(range(vocab), repeat=length))], pad=pad)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A folder with a small random Llama and the fables tokenizer, as save_pretrained writes it."""
+    from modeseek.data import fables
+    from modeseek.policies.hf import as_pretrained, small_llama
+
+    torch.manual_seed(0)
+    words = fables.tokenizer()
+    shape = {"width": 16, "layers": 1, "heads": 2, "inner": 32, "context": 128}
+    ends = {"pad": words.token_to_id(fables.PAD), "bos": words.token_to_id(fables.BOS)}
+    model = small_llama(words.get_vocab_size(), **shape, **ends, eos=words.token_to_id(fables.EOS))
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    as_pretrained(words, pad=fables.PAD, bos=fables.BOS, eos=fables.EOS, context=128).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fable_pairs(tmp_path_factory) -> Path:
+    """Forty preference pairs of fables as JSONL."""
+    from modeseek.data import fables
+
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in fables.pairs(40, seed=0)))
+    return path

@@ -1,13 +1,18 @@
 """Cases from other projects' tests, through the public names."""
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
-from conftest import reference_cases
+from conftest import reference_cases, shared
 from modeseek.batch import Batch
-from modeseek.objectives import DPO, IPO, PPO, SFT, PolicyGradient
+from modeseek.objectives import CISPO, DPO, IPO, PPO, SFT, Hinge, PolicyGradient, SimPO, WithSFT
 from modeseek.ops import kl_k1, kl_k3, masked_mean, masked_var, masked_whiten, seq_mean
-from modeseek.stages import group_mean, group_std, leave_one_out
+from modeseek.stages import gae, group_mean, group_std, kl_per_token, leave_one_out, paid_at_end, truncated_is
+from modeseek.stages.returns import discounted_returns, generalised_advantage, high_entropy_mask, truncated_ratio
 
 
 def t(x):
@@ -73,6 +78,19 @@ def test_ipo():
         close(IPO(case["params"]["tau"])(*pairs(case)).per_prompt, case["expected"]["losses"], case)
 
 
+def test_hinge():
+    for case in reference_cases("rso_hinge"):
+        close(Hinge(case["params"]["gamma"])(*pairs(case)).per_prompt, case["expected"]["losses"], case)
+
+
+def test_simpo():
+    for case in reference_cases("simpo"):
+        x, p = case["inputs"], case["params"]
+        logp = torch.stack([column(x["policy_chosen_logps"]), column(x["policy_rejected_logps"])], 1)
+        objective = SimPO(p["beta"], p["gamma"], p["label_smoothing"])
+        close(objective(logp, torch.ones(logp.shape, dtype=torch.bool)).per_prompt, case["expected"]["losses"], case)
+
+
 def test_dpo_with_beta_zero_plus_sft():
     for case in reference_cases("dpo_sigmoid_plus_sft"):
         logp = torch.full((1, 2, 2), -torch.tensor(16.0).double().log().item(), dtype=torch.float64)
@@ -82,6 +100,8 @@ def test_dpo_with_beta_zero_plus_sft():
         close(dpo, case["expected"]["preference_loss"], case)
         close(sft, case["expected"]["sft_loss_sum_over_tokens"], case)
         close(dpo + case["params"]["sft_weight"] * sft, case["expected"]["total"], case)
+        both = WithSFT(DPO(case["params"]["beta"]), nll=case["params"]["sft_weight"], nll_reduction="sum")
+        close(both(logp, mask, ref_logp=torch.zeros_like(logp)).per_prompt[0], case["expected"]["total"], case)
 
 
 @pytest.mark.parametrize("kind", ["rloo_advantage", "rloo_baseline"])
@@ -159,3 +179,106 @@ def test_sequence_mean_of_token_means():
             close(seq_mean(x, mask).mean(), case["expected"]["loss"], case)
         else:
             close(masked_mean(x, mask), case["expected"]["global_token_mean"], case)
+
+
+def responses(rows):
+    """A Batch of prompts with one response each, of as many tokens as the row has numbers."""
+    return Batch.of([[0]] * len(rows), [[[0] * len(row)] for row in rows])
+
+
+def test_advantages_of_a_critic():
+    for case in reference_cases("gae"):
+        x, p, want = case["inputs"], case["params"], case["expected"]
+        if "discount_t" in x:  # discounts per step, so the sum itself
+            reward, discount, value = (t(x[n])[:, None] for n in ("r_t", "discount_t", "values_with_bootstrap"))
+            mask = torch.ones(reward.shape, dtype=torch.bool)
+            got = generalised_advantage(reward, value[..., :-1], discount, p["lambda"], value[..., -1], mask)
+            close(got[:, 0], want["advantages"], case)
+            continue
+        value = t(x["values"])[:, None]
+        batch = responses(x["values"])
+        batch = batch.fill(old_value=value, finished=batch.present, last_value=torch.zeros_like(value[..., 0]))
+        if "rewards" in x:
+            batch = batch.fill(token_reward=t(x["rewards"])[:, None])
+        else:
+            batch = paid_at_end(batch.fill(reward=t([[x["terminal_reward"]]])))
+        got = gae(p["gamma"], p["lambda"])(batch)
+        for name, column_name in (("advantages", "advantage"), ("returns", "returns")):
+            if name in want:
+                close(got[column_name][:, 0], want[name], case)
+
+
+def test_discounted_returns():
+    for case in reference_cases("discounted_returns"):
+        x = case["inputs"]
+        reward, discount = t(x["r_t"])[:, None], t(x["discount_t"])[:, None]
+        mask = torch.ones(reward.shape, dtype=torch.bool)
+        got = discounted_returns(reward, discount, t(x["bootstrap_v"])[:, None], mask)
+        close(got[:, 0], case["expected"]["returns"], case)
+
+
+def test_the_kl_charged_at_each_token():
+    for case in reference_cases("ppo_kl_shaped_reward"):
+        x = case["inputs"]
+        batch = responses(x["logprobs"]).fill(reward=t(x["scores"])[:, None])
+        batch = batch.fill(old_logp=t(x["logprobs"])[:, None], ref_logp=t(x["ref_logprobs"])[:, None])
+        close(kl_k1(batch["old_logp"], batch["ref_logp"])[:, 0], case["expected"]["kl"], case)
+        shaped = kl_per_token(case["params"]["kl_coeff"])
+        close(shaped(batch)["token_reward"][:, 0], case["expected"]["rewards"], case)
+        unpaid = shaped(batch.fill(reward=torch.zeros_like(batch["reward"])))
+        close(unpaid["token_reward"][:, 0], case["expected"]["kl_rewards"], case)
+
+
+def test_cispo():
+    for case in reference_cases("cispo"):
+        logp, old, advantage, mask, there = row(case, "logps", "old_logps", "advantages")
+        objective = CISPO(clip=case["params"]["eps"], clip_high=case["params"]["eps"])
+        close(objective(logp, old, advantage, mask, there).per_prompt[0], case["expected"]["loss"], case)
+
+
+def test_truncated_importance_sampling():
+    for case in reference_cases("truncated_is"):
+        logp, sampler, advantage, mask, there = row(case, "logps", "generation_logps", "advantages")
+        low, high = case["params"]["min"] or 0.0, case["params"]["max"]
+        weight, outside = truncated_ratio(logp, sampler, mask, low, high)
+        close(weight[0, 0], case["expected"]["weights"], case)
+        close(outside.double().mean(), case["expected"]["out_of_bounds_fraction"], case)
+        batch = responses([[0] * logp.shape[2]]).fill(old_logp=logp, sampler_logp=sampler, advantage=advantage)
+        weighed = truncated_is(high, low)(batch)["advantage"]
+        loss = PPO(logp_reduction="mean")(logp, logp, weighed, mask, there).per_prompt[0]
+        close(loss, case["expected"]["loss"], case)
+
+
+def test_entropy():
+    """The entropy itself is torch's here; the policies' own is tested where they are."""
+    spread = lambda logits: torch.distributions.Categorical(logits=logits).entropy()
+    for case in reference_cases("entropy"):
+        close(spread(t(case["inputs"]["log_probs"])) / math.log(2), case["expected"]["entropy_bits"], case)
+    for case in reference_cases("entropy_loss"):  # a bonus whose weight stands on each prompt
+        logits, weight = t(case["inputs"]["logits"]), t(case["inputs"]["weights"])
+        entropy = spread(logits).view(-1, 1, 1)
+        zero, there = torch.zeros_like(entropy), torch.ones(len(entropy), 1, dtype=torch.bool)
+        loss = PPO(entropy=1.0)(zero, zero, zero, there[..., None], there, entropy=entropy).per_prompt
+        close((loss.view(weight.shape) * weight).mean(-1), case["expected"]["loss"], case)
+
+
+def test_tokens_of_high_entropy():
+    for case in reference_cases("high_entropy_token_mask"):
+        entropy, mask = t(case["inputs"]["entropies"])[:, None], t(case["inputs"]["mask"]).bool()[:, None]
+        got = high_entropy_mask(entropy, mask, case["params"]["quantile"])
+        assert got[:, 0].int().tolist() == case["expected"]["mask"]
+
+
+ELSEWHERE = {  # kinds that are about data and evaluation; their tests stand with that code
+    "collate_paired",
+    "collate_reward_model",
+    "extract_prompt",
+    "unpair",
+    "length_bias_statistic",
+}
+
+
+def test_no_kind_of_case_is_passed_over():
+    source = Path(__file__).read_text()
+    kinds = {case["kind"] for case in json.loads(shared("data/loss_reference/dev_cases.json").read_text())}
+    assert {kind for kind in kinds if f'"{kind}"' not in source} == set()

@@ -159,6 +159,17 @@ def test_rounds_in_which_all_rewards_tie_end_with_an_error():
         fit(model, DPO(), on_policy(model, told(2), 2, 2), [score(flat), best_worst], Steps())
 
 
+def test_a_round_in_which_every_prompt_ties_is_passed_over():
+    """The stages behind best_worst are not asked about a batch without prompts."""
+    model, seen = policy(), []
+    flat_at_first = lambda batch: reward(batch) * float(len(seen) > 1)
+    asked = lambda batch: seen.append(len(batch)) or batch
+    strict = lambda batch: batch.fill(ref_logp=copy.deepcopy(model).logp(batch).detach()) if len(batch) else 1 / 0
+    stages = [asked, score(flat_at_first), best_worst, strict]
+    loop = fit(model, DPO(), on_policy(model, told(), 6, 3), stages, Steps(max_steps=2))
+    assert loop.skipped >= 1 and loop.step == 2
+
+
 def test_tied_prompts_are_counted():
     rows = []
     model = policy()

@@ -1,112 +1,189 @@
-"""Objectives that only the tests use: they prove that the shape carries more than what is shipped.
+"""What the tests feed to every objective: each of them with its options, a batch with every column, a model with
+every output."""
 
-KTO needs a statistic of the whole minibatch under the current weights, DAPO a token mean over the minibatch, PPO with
-a critic a second live output. Each gets it from a stage that runs before the micro-batches are cut.
-"""
-
-from dataclasses import dataclass
-from typing import ClassVar
+import dataclasses
+import functools
+import math
+import typing
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from modeseek.batch import P_, PKT, Batch, MaskPK, MaskPKT
-from modeseek.objectives import Axes, Loss
-from modeseek.ops import clean, present_mean, seq
+from modeseek.batch import Batch
+from modeseek.objectives import (
+    APO,
+    CISPO,
+    CPO,
+    DPO,
+    EXO,
+    FDPO,
+    IPO,
+    KTO,
+    PPO,
+    RWR,
+    SFT,
+    ActorCriticPPO,
+    AnyObjective,
+    ChiPO,
+    HyPO,
+    NegativeBoN,
+    OffsetDPO,
+    PolicyGradient,
+    SimPO,
+    WithKL,
+    WithSFT,
+)
+from modeseek.policies.bandit import Bandit
+from modeseek.stages import mismatched_kl, share_tokens
+
+__all__ = ["DAPO", "KTO", "ActorCriticPPO", "WithValue", "kl_of_mismatched", "share_tokens"]
+
+DAPO = functools.partial(PPO, clip_high=0.28, logp_reduction="minibatch_mean")
+kl_of_mismatched = mismatched_kl
+
+VARIANTS = [
+    SFT(logp_reduction="mean"),
+    RWR(logp_reduction="mean"),
+    *(NegativeBoN(losers=which) for which in ("worst", "sum", "complement")),
+    DPO(label_smoothing=0.1),
+    DPO(5.0, logp_reduction="mean"),
+    IPO(logp_reduction="mean"),
+    SimPO(label_smoothing=0.1),
+    CPO(nll_reduction="mean"),
+    EXO(label_smoothing=0.2),
+    APO(anchor="down"),
+    ChiPO(clip=0.5),
+    FDPO(divergence="alpha", alpha=1.0),
+    WithSFT(SimPO(), nll_reduction="sum"),
+    WithSFT(OffsetDPO()),
+    HyPO(kl_baseline="leave_one_out"),
+    HyPO(kl_baseline="running_mean"),
+    HyPO(kl_estimator="rao_blackwell"),
+    HyPO(kl_baseline="leave_one_out", kl_estimator="rao_blackwell"),
+    WithKL(SimPO(), kl_baseline="leave_one_out"),
+    WithKL(kl_estimator="rao_blackwell"),
+    PolicyGradient(correction="ratio"),
+    PolicyGradient(correction="clip"),
+    PPO(kl=0.1, logp_reduction="mean"),
+    PPO(clip_high=0.28, logp_reduction="group_mean"),
+    PPO(logp_reduction="minibatch_mean"),
+    PPO(entropy=0.1),
+    ActorCriticPPO(value_clip=0.2),
+    CISPO(clip=0.1, logp_reduction="minibatch_mean"),
+]
 
 
-@dataclass(frozen=True)
-class KTO:
-    """Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, eq. 8."""
-
-    beta: float = 0.1
-
-    axes: ClassVar[Axes] = Axes(on_policy=False, negative_gradient="always", claimed_kl="mode-seeking")
-    equation: ClassVar[str] = "1 - sigma(+-(beta h - z0))"
-    source: ClassVar[str] = "https://arxiv.org/abs/2402.01306"
-
-    def __call__(self, logp: PKT, ref_logp: PKT, mask: MaskPKT, present: MaskPK, label: MaskPK, z0: P_) -> Loss:
-        value = self.beta * (seq(logp - ref_logp, mask) - z0[:, None])
-        return Loss(present_mean(1 - torch.sigmoid(torch.where(label, value, -value)), present))
+def every_objective() -> list[typing.Any]:
+    """Every objective of the union that reads a policy, options that change what is read included."""
+    shipped = [cls() for cls in typing.get_args(AnyObjective) if cls.__name__ != "BradleyTerry"]
+    return [*shipped, *VARIANTS]
 
 
-def kl_of_mismatched(policy: nn.Module, reference: nn.Module):
-    """KTO's live z0: the mean log-ratio of each prompt with its neighbour's responses, at least zero."""
-
-    @torch.no_grad()
-    def stage(batch: Batch) -> Batch:
-        order = torch.roll(torch.arange(len(batch)), 1)
-        wrong = Batch.own(batch.prompt, batch.prompt_mask, batch.response[order], batch.mask[order])
-        ratio = seq(policy.logp(wrong) - reference.logp(wrong), wrong.mask)
-        return batch.fill(z0=ratio.mean().clamp(min=0).expand(len(batch)).clone())
-
-    return stage
+LIVE = ("logp", "value", "entropy", "kl")
 
 
-@dataclass(frozen=True)
-class DAPO:
-    """Token mean over the minibatch: https://arxiv.org/abs/2503.14476, eq. 8, one group of tokens for all prompts."""
+def everything() -> Batch:
+    """Four prompts of unequal weight, groups of up to five responses of up to three tokens, every column filled.
 
-    axes: ClassVar[Axes] = Axes(on_policy=True, negative_gradient="by_advantage", claimed_kl="mode-seeking")
-    equation: ClassVar[str] = "-sum_k sum_t rho A / (tokens of the minibatch)"
-    source: ClassVar[str] = "https://arxiv.org/abs/2503.14476"
+    The model's outputs are columns as well, so that cutting the batch cuts them. Numbers come from sines, the same
+    on every machine and with every version of torch.
+    """
+    P, K, T = 4, 5, 3
+    length = torch.tensor([[3, 2, 3, 1, 2], [1, 3, 2, 2, 0], [2, 0, 1, 3, 3], [2, 3, 1, 1, 2]])
+    present = torch.ones(P, K, dtype=torch.bool)
+    present[1, 4] = False  # a ragged group; prompt 2 has an empty response
+    mask = torch.arange(T) < length[..., None]
 
-    def __call__(
-        self, logp: PKT, old_logp: PKT, advantage: PKT, mask: MaskPKT, present: MaskPK, token_share: P_
-    ) -> Loss:
-        ratio = (clean(logp, mask) - clean(old_logp, mask)).exp()
-        gain = seq(ratio * clean(advantage, mask), mask).masked_fill(~present, 0.0)
-        return Loss(-gain.sum(-1) * token_share)
+    def wave(phase: float, *shape: int) -> torch.Tensor:
+        return torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) * 2.39 + phase).view(shape)
+
+    logp = -1.5 + wave(0.0, P, K, T)
+    response = (torch.arange(P * K * T) % 5 + 1).view(P, K, T)
+    batch = Batch(
+        prompt=torch.arange(1, P + 1)[:, None],
+        prompt_mask=torch.ones(P, 1, dtype=torch.bool),
+        response=response,
+        mask=mask,
+        fresh=torch.tensor([[False, False, True, True, True]] * P),
+        present=present,
+        weight=torch.tensor([1.0, 2, 0.5, 3], dtype=torch.float64),
+    )
+    return batch.fill(
+        row=torch.arange(P),
+        logp=logp,
+        value=wave(1.0, P, K, T),
+        entropy=1 + wave(1.5, P, K, T) / 2,
+        kl=1 + wave(1.7, P, K, T) / 2,
+        old_logp=logp + 0.3 * wave(2.0, P, K, T),
+        ref_logp=logp + wave(3.0, P, K, T),
+        advantage=wave(4.0, P, K, T),
+        returns=wave(5.0, P, K, T),
+        old_value=wave(6.0, P, K, T),
+        reward=wave(7.0, P, K),
+        win_rate=0.5 + wave(8.0, P, K) / 2,
+        partner=wave(9.0, P, K),
+        label=wave(10.0, P, K) > 0,
+        margin=wave(11.0, P).abs(),
+        baseline=wave(12.0, P),
+        z0=wave(13.0, P).abs(),
+        midpoint=wave(14.0, P),
+        ranked_margin=wave(15.0, P),
+        token_share=torch.full((P,), 0.1, dtype=torch.float64),
+    )
 
 
-def share_tokens(batch: Batch) -> Batch:
-    """Fill token_share so that the loop's mean over prompts becomes a mean over the minibatch's tokens."""
-    share = batch.weight.sum() / batch.mask.sum().clamp(min=1)
-    return batch.fill(token_share=share.expand(len(batch)).clone())
+def leaves(batch: Batch, names: typing.Iterable[str] = LIVE) -> Batch:
+    """The same batch whose model outputs are leaves that a gradient reaches."""
+    return batch.fill(**{name: batch[name].detach().clone().requires_grad_() for name in names})
 
 
-@dataclass(frozen=True)
-class ActorCriticPPO:
-    """PPO whose critic shares the step: clipped surrogate plus the squared error of `value`."""
-
-    clip: float = 0.2
-    value_weight: float = 0.1
-
-    axes: ClassVar[Axes] = Axes(on_policy=True, negative_gradient="by_advantage", claimed_kl="mode-seeking")
-    equation: ClassVar[str] = "PPO + c (value - returns)^2"
-    source: ClassVar[str] = "https://arxiv.org/abs/1707.06347"
-
-    def __call__(
-        self,
-        logp: PKT,
-        value: PKT,
-        old_logp: PKT,
-        advantage: PKT,
-        returns: PKT,
-        mask: MaskPKT,
-        present: MaskPK,
-    ) -> Loss:
-        logp, advantage = clean(logp, mask), clean(advantage, mask)
-        ratio = (logp - clean(old_logp, mask)).exp()
-        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - self.clip, 1 + self.clip) * advantage)
-        error = F.mse_loss(clean(value, mask), clean(returns, mask), reduction="none")
-        return Loss(present_mean(seq(self.value_weight * error - gain, mask), present))
+def all_logp(policy: nn.Module, batch: Batch) -> torch.Tensor:
+    """log-probability of every token of the vocabulary at every place of the responses."""
+    if isinstance(policy, Bandit):
+        everywhere = policy.all_logp(batch.prompt)[:, None, None]
+        return everywhere.expand(*batch.response.shape, everywhere.shape[-1])
+    vocab = policy.model.token.num_embeddings
+    one = [dataclasses.replace(batch, response=torch.full_like(batch.response, v), columns={}) for v in range(vocab)]
+    T = batch.response.shape[2]
+    out = []
+    for t in range(T):  # the prefix stays, the token at t runs through the vocabulary
+        swapped = []
+        for other in one:
+            response = batch.response.clone()
+            response[..., t] = other.response[..., t]
+            upto = batch.mask & (torch.arange(T) <= t)
+            swapped.append(policy.logp(dataclasses.replace(other, response=response, mask=upto))[..., t])
+        out.append(torch.stack(swapped, -1))
+    return torch.stack(out, 2)  # [P, K, T, V]
 
 
 class WithValue(nn.Module):
-    """A policy with a critic: the value of the state before token t, here of the prompt's last token alone."""
+    """A policy that can say everything: with a critic (the value is the prompt's last token's alone), entropy,
+    collision and, given a reference, the exact KL per token."""
 
-    def __init__(self, policy: nn.Module, prompts: int):
+    def __init__(self, policy: nn.Module, prompts: int, reference: nn.Module | None = None):
         super().__init__()
         self.policy = policy
         self.table = nn.Parameter(torch.randn(prompts, dtype=torch.float64))
+        self.reference = [reference]  # in a list: no part of the model
 
     def logp(self, batch: Batch) -> torch.Tensor:
         return self.policy.logp(batch)
 
     def value(self, batch: Batch) -> torch.Tensor:
         return self.table[batch.prompt[:, -1]][:, None, None].expand(batch.response.shape)
+
+    def entropy(self, batch: Batch) -> torch.Tensor:
+        logp = all_logp(self.policy, batch)
+        return -(logp.exp() * logp).sum(-1).masked_fill(~batch.mask, 0.0)
+
+    def collision(self, batch: Batch) -> torch.Tensor:
+        return (2 * all_logp(self.policy, batch)).logsumexp(-1).masked_fill(~batch.mask, 0.0)
+
+    def kl(self, batch: Batch) -> torch.Tensor:
+        logp = all_logp(self.policy, batch)
+        ref = all_logp(self.reference[0] or self.policy, batch).detach()
+        return (logp.exp() * (logp - ref)).sum(-1).masked_fill(~batch.mask, 0.0)
 
     def sample(self, *args, **kwargs) -> Batch:
         return self.policy.sample(*args, **kwargs)

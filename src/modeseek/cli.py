@@ -1,0 +1,74 @@
+"""The command line: a thin door over public functions. It imports a command's modules only when it runs."""
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("commands", "show DPO, HyPO and online DPO on a small model, in about three minutes"),
+    "train": ("commands", "train CONFIG --model M --data D: CONFIG is a YAML file or a method's name"),
+    "check": ("commands", "check DATA [--model M]: is this data set sound?"),
+    "evaluate": ("commands", "evaluate POLICY --against REF --prompts P --reward R: did it work?"),
+    "report": ("commands", "report RUN...: one HTML page of training runs"),
+    "objectives": ("commands", "the methods and objectives there are"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 when it did what was asked, 2 when the input was wrong, 1 when the run failed."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"modeseek {version('modeseek')}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        said = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(COMMANDS)}"
+        print(f"modeseek: no command {name!r}{said}", file=sys.stderr)
+        return 2
+    return _run(name, rest)
+
+
+def usage() -> str:
+    """What `modeseek --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "modeseek: preference fine-tuning of language models that measures first",
+            "",
+            "usage: modeseek COMMAND ...",
+            "",
+            *lines,
+            "",
+            "modeseek COMMAND --help explains a command.",
+        ]
+    )
+
+
+def _run(name: str, rest: list[str]) -> int:
+    from modeseek import commands
+
+    command: Callable[[list[str]], int] = getattr(commands, name)
+    try:
+        return command(rest)
+    except ValueError as error:
+        print(f"modeseek {name}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print(f"modeseek {name}: stopped", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        from modeseek.train import NotFinite
+
+        if not isinstance(error, NotFinite):
+            raise
+        print(f"modeseek {name}: {error}", file=sys.stderr)
+        return 1

@@ -142,7 +142,8 @@ class Loop:
         drawn = batch.weight
         batch = batch.fill(place=torch.arange(len(batch), device=batch.prompt.device))
         for stage in self.stages:
-            batch = stage(batch)
+            if len(batch):  # a stage may leave every prompt out
+                batch = stage(batch)
         self._refuse_what_is_not_its_own(batch)
         size = self.steps.minibatch
         orders = [self._order(len(drawn), size) for _ in range(self.steps.passes)]
@@ -320,6 +321,8 @@ def describe(batch: Batch, drawn: int) -> dict[str, float]:
     own, row = batch.fresh & batch.present, {}
     if len(batch) < drawn:
         row["prompts/dropped"] = float(drawn - len(batch))
+    if not len(batch):
+        return row
     for name in ("raw_reward", "reward"):
         if name in batch and batch.present.any():
             row["reward"] = batch[name][batch.present].mean().item()

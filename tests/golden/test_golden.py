@@ -68,7 +68,7 @@ def method(name, policy, ref):
     }[name]
 
 
-NAMES = "pref_ft best_of_n rwr dpo ipo online_dpo hypo reinforce rloo grpo ppo".split()
+NAMES = ["pref_ft", "best_of_n", "rwr", "dpo", "ipo", "online_dpo", "hypo", "reinforce", "rloo", "grpo", "ppo"]
 
 
 def losses(name):

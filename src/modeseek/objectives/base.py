@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from modeseek.batch import COLUMNS, P_, PKT, Batch, MaskPKT
-from modeseek.ops import seq
+from modeseek.batch import COLUMNS, P_, PK, PKT, Batch, MaskPK, MaskPKT
+from modeseek.ops import present_mean, seq, seq_mean
 
 LogpReduction = Literal["sum", "mean"]
+TokenReduction = Literal["sum", "mean", "group_mean", "minibatch_mean"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Objective(Protocol):
     declaration of needs, and there is no second one to keep in step; a parameter with a default is read where
     a stage has filled it. A prompt's loss depends on that prompt's group alone, hence micro-batches cut between
     prompts leave the gradient as it was.
+
+    Two refinements. An optional parameter that the present options leave alone stands in the property `unread`, so
+    that nobody computes it. An objective around another one calls it `inner` and takes what that one reads as `**rest`.
     """
 
     axes: ClassVar[Axes]
@@ -56,7 +60,8 @@ def reads(objective: Objective) -> frozenset[str]:
 
 def may_read(objective: Objective) -> frozenset[str]:
     """The names that an objective uses where they are there."""
-    return frozenset(n for n, p in _parameters(objective).items() if p.default is not p.empty)
+    optional = frozenset(n for n, p in _parameters(objective).items() if p.default is not p.empty)
+    return optional - getattr(objective, "unread", frozenset())
 
 
 def max_age(objective: Objective) -> int | None:
@@ -76,21 +81,58 @@ def call(objective: Objective, batch: Batch, live: Mapping[str, Tensor]) -> Loss
     return objective(**{name: given[name] for name in reads(objective) | optional})
 
 
-def pair_metrics(logp: PKT, mask: MaskPKT, ref_logp: PKT | None = None, beta: float = 1.0) -> dict[str, Tensor]:
+def apply(inner: Objective, given: Mapping[str, Tensor]) -> Loss:
+    """An inner objective's loss, given at least what it reads."""
+    return inner(**{name: x for name, x in given.items() if name in _parameters(inner)})
+
+
+def reduce_tokens(cost: PKT, mask: MaskPKT, present: MaskPK, how: TokenReduction, token_share: P_ | None = None) -> P_:
+    """A prompt's loss from a cost per token. The choice says whether a token of a long response counts less.
+
+    `sum`: the mean over responses of the sum over tokens, the gradient of the expected reward (Dr. GRPO, up to its
+    constant divisor). `mean`: of the mean over tokens (GRPO). `group_mean`: over all tokens of the group alike (DAPO's
+    and CISPO's equations). `minibatch_mean`: over all tokens of the minibatch alike (DAPO's and CISPO's code).
+    """
+    if how == "sum":
+        return present_mean(seq(cost, mask), present)
+    if how == "mean":
+        return present_mean(seq_mean(cost, mask), present)
+    total = seq(cost, mask).masked_fill(~present, 0.0).sum(-1)  # [P]
+    if how == "group_mean":
+        return total / (mask & present[..., None]).sum((1, 2)).clamp(min=1)
+    if token_share is None:
+        raise ValueError("logp_reduction: minibatch_mean reads token_share: add share_tokens to before")
+    return total * token_share
+
+
+def pair_metrics(
+    logp: PKT, mask: MaskPKT, ref_logp: PKT | None = None, beta: float = 1.0, reduction: LogpReduction = "sum"
+) -> dict[str, Tensor]:
     """What every run on pairs shows, under the names that dashboards already read."""
     total = seq(logp.detach(), mask)  # [P, K]
     metrics = {"logps/chosen": total[:, 0], "logps/rejected": total[:, 1]}
     if ref_logp is not None:
-        implied = beta * seq(logp.detach() - ref_logp, mask)
-        margin = implied[:, 0] - implied[:, 1]
-        metrics |= {
-            "rewards/chosen": implied[:, 0],
-            "rewards/rejected": implied[:, 1],
-            "rewards/margins": margin,
-            "rewards/accuracies": (margin > 0).to(margin.dtype),
-        }
+        reduce = seq if reduction == "sum" else seq_mean
+        metrics |= reward_metrics(beta * reduce(logp.detach() - ref_logp, mask))
     return metrics
 
 
+def reward_metrics(implied: PK) -> dict[str, Tensor]:
+    """The rewards that a pair's objective implies, and how often they are in the told order."""
+    seen = implied.detach()
+    margin = seen[:, 0] - seen[:, 1]
+    return {
+        "rewards/chosen": seen[:, 0],
+        "rewards/rejected": seen[:, 1],
+        "rewards/margins": margin,
+        "rewards/accuracies": (margin > 0).to(margin.dtype),
+    }
+
+
 def _parameters(objective: Objective) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(objective.__call__).parameters)
+    own = dict(inspect.signature(objective.__call__).parameters)
+    rest = [name for name, p in own.items() if p.kind is p.VAR_KEYWORD]
+    if not rest:
+        return own
+    inner = _parameters(objective.inner)  # type: ignore[attr-defined]
+    return {n: p for n, p in own.items() if n not in rest} | {n: p for n, p in inner.items() if n not in own}

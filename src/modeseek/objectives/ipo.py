@@ -26,4 +26,4 @@ class IPO:
         reduce = seq if self.logp_reduction == "sum" else seq_mean
         log_ratio = reduce(logp - ref_logp, mask)
         gap = log_ratio[:, 0] - log_ratio[:, 1]
-        return Loss((gap - 1 / (2 * self.tau)) ** 2, pair_metrics(logp, mask, ref_logp, self.tau))
+        return Loss((gap - 1 / (2 * self.tau)) ** 2, pair_metrics(logp, mask, ref_logp, self.tau, self.logp_reduction))

@@ -7,7 +7,6 @@ Right only on samples of the current policy, so a sample is used once unless a `
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-
 from modeseek.batch import PKT, MaskPK, MaskPKT
 from modeseek.objectives.base import Axes, Loss
 from modeseek.ops import clean, present_mean, seq

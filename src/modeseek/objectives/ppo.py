@@ -2,7 +2,9 @@
 
 Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7; GRPO: Shao et al. 2024,
 https://arxiv.org/abs/2402.03300, eq. 3, which averages over a response's tokens and adds the k3 estimate of the
-KL to the loss. With one step per round the ratio is 1 and this is PolicyGradient.
+KL to the loss; Dr. GRPO (https://arxiv.org/abs/2503.20783) sums, after group_mean without group_std; DAPO
+(https://arxiv.org/abs/2503.14476) sets clip_high and averages over all tokens. With one step per round the ratio is 1
+and this is PolicyGradient.
 """
 
 from dataclasses import dataclass
@@ -10,8 +12,8 @@ from typing import ClassVar
 
 import torch
 
-from modeseek.batch import PKT, MaskPK, MaskPKT
-from modeseek.objectives.base import Axes, LogpReduction, Loss
+from modeseek.batch import P_, PKT, MaskPK, MaskPKT
+from modeseek.objectives.base import Axes, Loss, TokenReduction, reduce_tokens
 from modeseek.ops import clean, kl_k3, present_mean, seq, seq_mean
 
 
@@ -20,11 +22,16 @@ class PPO:
     clip: float = 0.2  # the ratio is worth no more than 1 + clip, and no less than 1 - clip
     clip_high: float | None = None  # another limit from above (DAPO's clip-higher); unset: clip
     kl: float = 0.0  # weight of the k3 estimate of KL(pi || pi_ref) in the loss; above 0 it reads ref_logp
-    logp_reduction: LogpReduction = "sum"  # over a response's tokens; "mean" is GRPO's
+    logp_reduction: TokenReduction = "sum"  # of tokens to a prompt's loss; "mean" is GRPO's, the group's DAPO's
+    entropy: float = 0.0  # weight of the policy's entropy at each token, a bonus; above 0 it reads entropy
 
     axes: ClassVar[Axes] = Axes(on_policy=True, negative_gradient="by_advantage", claimed_kl="mode-seeking")
     equation: ClassVar[str] = "-mean_k sum_t min(rho A, clip(rho) A) + kl k3(pi, pi_ref), rho = pi / pi_old"
     source: ClassVar[str] = "https://arxiv.org/abs/1707.06347"
+
+    @property
+    def unread(self) -> frozenset[str]:
+        return frozenset() if self.entropy > 0 else frozenset({"entropy"})
 
     def __call__(
         self,
@@ -34,19 +41,31 @@ class PPO:
         mask: MaskPKT,
         present: MaskPK,
         ref_logp: PKT | None = None,
+        token_share: P_ | None = None,
+        entropy: PKT | None = None,
     ) -> Loss:
-        logp, advantage = clean(logp, mask), clean(advantage, mask)
-        ratio = (logp - clean(old_logp, mask)).exp()
-        high = self.clip if self.clip_high is None else self.clip_high
-        clipped = ratio.clamp(1 - self.clip, 1 + high)
-        cost = -torch.minimum(ratio * advantage, clipped * advantage)
-        at_limit = (clipped * advantage < ratio * advantage).to(logp.dtype)
+        cost, at_limit = surrogate(logp, old_logp, advantage, mask, self.clip, self.clip_high)
         metrics = {"clip_fraction": present_mean(seq_mean(at_limit, mask), present)}
         if self.kl > 0:
             if ref_logp is None:
                 raise ValueError("kl above 0 reads ref_logp: add refer to the stages, or set objective.kl to 0")
-            penalty = kl_k3(logp, clean(ref_logp, mask))
+            penalty = kl_k3(clean(logp, mask), clean(ref_logp, mask))
             cost = cost + self.kl * penalty
             metrics["kl_k3"] = present_mean(seq(penalty.detach(), mask), present)
-        reduce = seq if self.logp_reduction == "sum" else seq_mean
-        return Loss(present_mean(reduce(cost, mask), present), metrics)
+        if self.entropy > 0:
+            if entropy is None:
+                raise ValueError("entropy above 0 reads the model's entropy; set objective.entropy to 0")
+            cost = cost - self.entropy * clean(entropy, mask)
+            metrics["entropy"] = present_mean(seq_mean(entropy.detach(), mask), present)
+        return Loss(reduce_tokens(cost, mask, present, self.logp_reduction, token_share), metrics)
+
+
+def surrogate(
+    logp: PKT, old_logp: PKT, advantage: PKT, mask: MaskPKT, clip: float, clip_high: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cost of each token, and whether the clip is what decides it."""
+    logp, advantage = clean(logp, mask), clean(advantage, mask)
+    ratio = (logp - clean(old_logp, mask)).exp()
+    clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    cost = -torch.minimum(ratio * advantage, clipped * advantage)
+    return cost, (clipped * advantage < ratio * advantage).to(logp.dtype)

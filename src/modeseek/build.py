@@ -1,0 +1,301 @@
+"""From a Run to its parts: the one place where names become objects."""
+
+import importlib.util
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modeseek import stages as stage_module
+from modeseek.config import Hybrid, Offline, OnPolicy, Run, StageSpec
+from modeseek.data.files import read, split_holdout
+from modeseek.data.records import Record
+from modeseek.data.tokenise import Groups, Responses, Template, tokenise
+from modeseek.objectives import may_read, reads
+from modeseek.policies.hf import HFPolicy, Reference, end_tokens, load_model
+from modeseek.rewards import build_reward
+from modeseek.sources import Hybrid as HybridSource
+from modeseek.sources import Offline as OfflineSource
+from modeseek.sources import OnPolicy as OnPolicySource
+from modeseek.sources import Sampler, Source
+from modeseek.stages import Reward, Stage
+from modeseek.train import Loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run is made of."""
+
+    run: Run  # with its number of steps settled
+    template: Template
+    policy: HFPolicy
+    reference: Reference | None
+    reward: Reward | None
+    train: Groups
+    held_out: Groups | None
+    loop: Loop
+    card: dict[str, Any]
+
+
+def build(run: Run) -> Parts:
+    """Load data, model and reward, and put the loop together. Raises ValueError before anything is spent."""
+    if not run.model:
+        raise ValueError("model: none given; write --model FOLDER_OR_HUB_NAME")
+    if not (run.data or run.mixture):
+        raise ValueError("data: none given; write --data FILE_OR_HUB_NAME")
+    refuse(run)
+    device = device_of(run.device)
+    template = Template.load(run.model, trust_remote_code=run.trust_remote_code)
+    policy = load_policy(
+        run.model,
+        template,
+        max_new=run.max_completion_length,
+        run=run,
+        device=device,
+    )
+    train, held_out, counts = load_data(run, template, context=context_of(policy))
+    reference = policy.reference() if run.measure_kl or needs_reference(run) or policy.has_adapter else None
+    reward = None if run.reward is None else build_reward(run.reward, template)
+    run = settled(run, len(train))
+    parts: dict[str, Any] = {"policy": policy, "reference": reference, "reward": reward}
+    loop = Loop(
+        policy,
+        run.objective,
+        source_of(run, policy, train),
+        [stage_of(spec, parts) for spec in run.stages],
+        run,
+        [stage_of(spec, parts) for spec in run.before],
+        optimiser_of(run, device),
+    )
+    card = describe(run, policy, template, counts)
+    return Parts(
+        run=run,
+        template=template,
+        policy=policy,
+        reference=reference,
+        reward=reward,
+        train=train,
+        held_out=held_out,
+        loop=loop,
+        card=card,
+    )
+
+
+def refuse(run: Run) -> None:
+    """What does not go together, said before anything is loaded."""
+    names = [spec.name for spec in run.stages]
+    scores = "reward" in _asked_by_stages(run)
+    if scores and run.reward is None:
+        raise ValueError(
+            f"reward: {run.method or 'this method'} scores responses; write --reward, such as --reward length"
+        )
+    if run.reward is not None and not scores and not run.eval_prompts:
+        raise ValueError("reward: given, but no stage scores and eval_prompts is 0, so nothing would read it")
+    own = run.objective.axes.on_policy
+    if own and isinstance(run.source, Offline):
+        raise ValueError(f"source: {type(run.objective).__name__} learns from the policy's own samples, not offline")
+    if isinstance(run.source, OnPolicy):
+        cut = run.source.temperature != 1 or run.source.top_p < 1 or run.source.top_k
+        if cut and own:
+            raise ValueError(
+                f"source: {type(run.objective).__name__} needs samples of the whole distribution: temperature 1, "
+                f"top_p 1, top_k 0; found {run.source.temperature}, {run.source.top_p}, {run.source.top_k}"
+            )
+        if "best_worst" in names and run.source.num_generations < 2:
+            raise ValueError("source.num_generations: best_worst needs at least 2 responses to a prompt")
+    if run.max_completion_length >= run.max_length:
+        raise ValueError(
+            f"max_completion_length: {run.max_completion_length}, expected less than max_length ({run.max_length}), "
+            "which counts prompt and response together"
+        )
+
+
+def settled(run: Run, prompts: int) -> Run:
+    """The run with `num_train_epochs` turned into optimiser steps."""
+    if run.num_train_epochs is None:
+        return run
+    rounds = [run.prompts_per_round] * (prompts // run.prompts_per_round)
+    if prompts % run.prompts_per_round:
+        rounds.append(prompts % run.prompts_per_round)
+    steps = sum(-(-size // (run.minibatch or size)) for size in rounds) * run.passes
+    return replace(run, max_steps=steps * run.num_train_epochs, num_train_epochs=None)
+
+
+def load_policy(
+    name: str, template: Template, *, max_new: int, run: Run | None = None, device: str = "cpu"
+) -> HFPolicy:
+    """A policy by folder, run directory or hub name; a folder with an adapter is loaded onto its base."""
+    run = run or Run()
+    torch.manual_seed(run.seed)  # adapters start from random numbers
+    model = load_model(
+        name,
+        dtype=run.dtype,
+        lora=run.lora,
+        load_in_4bit=run.load_in_4bit,
+        gradient_checkpointing=run.gradient_checkpointing,
+        trust_remote_code=run.trust_remote_code,
+        device=device,
+    )
+    ends = end_tokens(model, template.tokenizer)
+    return HFPolicy(model, eos=ends, max_new=max_new, fast=run.fast, token_budget=run.token_budget)
+
+
+def load_data(run: Run, template: Template, context: int | None) -> tuple[Groups, Groups | None, dict[str, Any]]:
+    """Training and held-out groups, and what became of the rows."""
+    data: Any = [vars(part) for part in run.mixture] if run.mixture else run.data
+    aside = Path(run.output_dir) / "bad_rows.jsonl" if run.skip_bad_rows else None
+    reading = read(data, split=run.split, skip_bad_rows=aside)
+    held: Sequence[Record] = []
+    records: Sequence[Record] = reading.records
+    if run.eval_data:
+        held = read(run.eval_data, split=run.split).records
+    elif run.eval_size:
+        records, held = split_holdout(records, run.eval_size, run.seed)
+    limit = min(run.max_length, context or run.max_length)
+    match run.source:
+        case OnPolicy():
+            responses: Responses = "none"
+        case Hybrid():
+            responses = "best_worst"
+        case Offline():
+            responses = run.responses
+    options: dict[str, Any] = {"max_length": limit, "max_completion_length": run.max_completion_length}
+    options["truncate_responses"] = run.truncate_responses
+    train = tokenise(records, template, responses=responses, **options)
+    has_pairs = any(len(r.responses) > 1 for r in held)
+    kept = tokenise(held, template, responses="best_worst" if has_pairs else "none", **options) if held else None
+    counts = {"train": train.counts, "held_out": kept.counts if kept else {}, "bad_rows": len(reading.bad)}
+    return train, kept, counts
+
+
+def source_of(run: Run, policy: HFPolicy, data: Groups) -> Source:
+    """Where rounds come from."""
+    drawn = OfflineSource(data, run.prompts_per_round)
+    match run.source:
+        case Offline():
+            return drawn
+        case OnPolicy(num_generations=k, temperature=temperature, top_p=top_p, top_k=top_k):
+            sampler = Sampler(policy=policy, k=k, temperature=temperature, top_p=top_p, top_k=top_k)
+            return OnPolicySource(sampler, drawn)
+        case Hybrid(num_generations=k):
+            return HybridSource(Sampler(policy=policy, k=k), drawn)
+
+
+def stage_names() -> list[str]:
+    """The stages that a config can name."""
+    return sorted(
+        name
+        for name, value in vars(stage_module).items()
+        if callable(value)
+        and getattr(value, "__module__", "").startswith(stage_module.__name__)
+        and name.islower()
+        and not name.startswith("_")
+    )
+
+
+def stage_of(spec: StageSpec, parts: Mapping[str, Any]) -> Stage:
+    """A stage by name. Its parameters called policy, reference and reward are given to it; the others are options."""
+    made = _stage(spec.name)
+    parameters = inspect.signature(made).parameters
+    if list(parameters) == ["batch"]:
+        if spec.options:
+            raise ValueError(f"stages.{spec.name}: takes no options, found {', '.join(spec.options)}")
+        return made
+    options = {n: p for n, p in parameters.items() if n not in ("policy", "reference", "reward")}
+    for key in spec.options:
+        if key not in options:
+            raise ValueError(f"stages.{spec.name}.{key}: no such option; there are {', '.join(options) or 'none'}")
+    for key, parameter in options.items():
+        if parameter.default is parameter.empty and key not in spec.options:
+            raise ValueError(f"stages.{spec.name}.{key}: needed, as in --stages.{spec.name}.{key} 0.05")
+    return made(**{n: parts[n] for n in parameters if n in parts}, **spec.options)
+
+
+def needs_reference(run: Run) -> bool:
+    """Whether a stage of the run reads the reference."""
+    return "reference" in _asked_by_stages(run)
+
+
+def samples(run: Run) -> bool:
+    """Whether the run draws from the policy."""
+    return not isinstance(run.source, Offline)
+
+
+def device_of(name: str) -> str:
+    """`auto` is the GPU where there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device: {name}, but no CUDA device is there; write --device cpu")
+    return name
+
+
+def context_of(policy: HFPolicy) -> int | None:
+    """The tokens that the model reads at most, where it says so."""
+    config: Any = getattr(policy.model, "config", None)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def optimiser_of(run: Run, device: str) -> Any:
+    """The optimiser's class."""
+    if run.optim == "adamw":
+        return torch.optim.AdamW
+    if device == "cpu" or importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("optim: adamw_8bit needs a CUDA device and the package bitsandbytes; write --optim adamw")
+    return importlib.import_module("bitsandbytes").optim.AdamW8bit
+
+
+def describe(run: Run, policy: HFPolicy, template: Template, counts: dict[str, Any]) -> dict[str, Any]:
+    """The run card: everything that someone who was not there needs to know."""
+    objective = run.objective
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    warnings = []
+    if getattr(objective, "correction", None) == "none":
+        warnings.append("correction: none uses old samples as if they were fresh: the gradient is biased")
+    dropped = sum(counts["train"].get("dropped", {}).values())
+    if dropped:
+        reasons = ", ".join(f"{n} {why}" for why, n in counts["train"]["dropped"].items())
+        warnings.append(f"{dropped} of {counts['train']['rows']} training rows were dropped: {reasons}")
+    return {
+        "method": run.method,
+        "seed": run.seed,
+        "model": run.model,
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "trained_parameters": trained,
+        "data": run.data or [part.path for part in run.mixture],
+        "rows": counts,
+        "objective": {"name": type(objective).__name__, **vars(objective)},
+        "equation": objective.equation,
+        "on_policy": objective.axes.on_policy,
+        "negative_gradient": objective.axes.negative_gradient,
+        "claimed_kl": objective.axes.claimed_kl,
+        "reads": sorted(reads(objective) | may_read(objective)),
+        "source": {"name": type(run.source).__name__, **vars(run.source)},
+        "stages": [json.loads(json.dumps({s.name: s.options} if s.options else s.name)) for s in run.stages],
+        "dials": {
+            "prompts_per_round": run.prompts_per_round,
+            "minibatch": run.minibatch or run.prompts_per_round,
+            "passes": run.passes,
+            "max_age": run.max_age,
+        },
+        "reward": None if run.reward is None else {"name": type(run.reward).__name__, **vars(run.reward)},
+        "reference": "base with adapters off" if policy.has_adapter else "frozen copy of the initial policy",
+        "paths": policy.paths,
+        "template": template.describe(),
+        "torch": torch.__version__,
+        "warnings": warnings,
+    }
+
+
+def _stage(name: str) -> Any:
+    if name not in stage_names():
+        raise ValueError(f"stages: no stage {name!r}; there are {', '.join(stage_names())}")
+    return getattr(stage_module, name)
+
+
+def _asked_by_stages(run: Run) -> set[str]:
+    return {n for spec in (*run.stages, *run.before) for n in inspect.signature(_stage(spec.name)).parameters}

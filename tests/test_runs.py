@@ -1,0 +1,223 @@
+"""From a preference file to a model directory, through the command line's own functions."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from modeseek import checkpoint
+from modeseek.cli import main
+from modeseek.config import load, names
+from modeseek.record import read
+from modeseek.runs import train
+
+SHORT = {
+    "max_steps": 4,
+    "prompts_per_round": 4,
+    "max_length": 120,
+    "max_completion_length": 60,
+    "learning_rate": 1e-3,
+    "eval_steps": 2,
+    "eval_prompts": 3,
+    "save_steps": 2,
+}
+
+
+def run_of(method, tiny, pairs, folder, **flags):
+    words = {"model": tiny, "data": pairs, "output_dir": folder, **SHORT, **flags}
+    if needs_reward(method):
+        words.setdefault("reward", "length:prefer=shorter")
+    return load(method, [w for key, value in words.items() for w in (f"--{key}", str(value))])
+
+
+def needs_reward(method):
+    return any("score" in str(stage) for stage in yaml.safe_load(_text(method)).get("stages", []))
+
+
+def _text(method):
+    from importlib import resources
+
+    return resources.files("modeseek.configs").joinpath(f"{method}.yaml").read_text()
+
+
+@pytest.mark.parametrize("method", names())
+def test_every_method_trains_a_transformers_model(method, tiny, fable_pairs, tmp_path):
+    folder = train(run_of(method, tiny, fable_pairs, tmp_path / "run"))
+    data = read(folder)
+    steps = [row for row in data.rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in steps)
+    last = [row for row in data.rows if "eval/kl" in row][-1]
+    assert last["step"] == 4 and last["eval/logps/chosen"] < 0 and last["eval/logps/rejected"] < 0
+    assert last["eval/kl"] != 0
+    assert data.card["final"]["eval/kl"] == last["eval/kl"]
+    assert (folder / "model" / "README.md").exists() and data.samples
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("method", ["dpo", "hypo", "ppo"])
+def test_a_run_stopped_and_resumed_is_the_run_that_was_not(method, tiny, fable_pairs, tmp_path):
+    """Six steps at once, and three and three: weights and rows are the same to the last bit."""
+    flags = {"save_steps": 3, "eval_steps": 3, "prompts_per_round": 6} | ({"minibatch": 2} if method != "hypo" else {})
+    whole = train(run_of(method, tiny, fable_pairs, tmp_path / "whole", max_steps=6, **flags))
+    train(run_of(method, tiny, fable_pairs, tmp_path / "parts", max_steps=3, **flags))
+    parts = train(run_of(method, tiny, fable_pairs, tmp_path / "parts", max_steps=6, **flags), resume=True)
+    a, b = weights(whole), weights(parts)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert [r for r in read(whole).rows] == [r for r in read(parts).rows]
+
+
+def test_a_saved_model_says_what_the_trained_one_said(tiny, fable_pairs, tmp_path):
+    from modeseek.build import build, load_policy
+    from modeseek.data.tokenise import Template
+
+    run = run_of("dpo", tiny, fable_pairs, tmp_path / "run")
+    folder = train(run)
+    parts = build(run_of("dpo", tiny, fable_pairs, tmp_path / "other"))
+    checkpoint.load_weights(checkpoint.weights(checkpoint.latest(folder / "checkpoints")), parts.loop.trainable)
+    again = load_policy(str(folder / "model"), Template.load(str(folder / "model")), max_new=20)
+    batch = parts.train.prompts(torch.arange(4))
+    with torch.no_grad():
+        assert torch.equal(parts.policy.logp(batch), again.logp(batch))
+    texts = [
+        p.sample(batch.prompt, batch.prompt_mask, 1, torch.Generator(), temperature=0.0).response[:, :, :15]
+        for p in (parts.policy, again)
+    ]
+    assert torch.equal(*texts)
+
+
+def test_an_adapter_trains_against_its_own_base(tiny, fable_pairs, tmp_path):
+    folder = train(run_of("dpo", tiny, fable_pairs, tmp_path / "run", **{"lora.r": 4}))
+    assert (folder / "model" / "adapter_config.json").exists()
+    card = read(folder).card
+    assert card["reference"] == "base with adapters off" and card["trained_parameters"] < card["parameters"] / 2
+    assert card["self_test"]["reference_gap"] == 0
+    assert abs(read(folder).rows[1]["loss"] - 0.6931) < 1e-3
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny, fable_pairs, tmp_path):
+    """SIGKILL at three random moments, then to the end: the same weights as a run that was left alone."""
+    flags = {"max_steps": 12, "save_steps": 1, "eval_steps": 4, "prompts_per_round": 6, "minibatch": 3}
+    whole = train(run_of("dpo", tiny, fable_pairs, tmp_path / "whole", **flags))
+    words = [sys.executable, "-m", "modeseek", "train", "dpo", "--model", str(tiny), "--data", str(fable_pairs)]
+    words += ["--output_dir", str(tmp_path / "killed"), "--resume"]
+    words += [w for key, value in {**SHORT, **flags}.items() for w in (f"--{key}", str(value))]
+    rng = random.Random(0)
+    first = [w for w in words if w != "--resume"]
+    for attempt in range(3):
+        process = subprocess.Popen(
+            first if attempt == 0 else words,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        wait_for_checkpoint(tmp_path / "killed", process)
+        time.sleep(rng.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finished = train(run_of("dpo", tiny, fable_pairs, tmp_path / "killed", **flags), resume=True)
+    a, b = weights(whole), weights(finished)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [r for r in read(whole).rows] == [r for r in read(finished).rows]
+    assert not list((tmp_path / "killed" / "checkpoints").glob("draft-*"))
+
+
+def wait_for_checkpoint(folder, process):
+    """Until the process has written a checkpoint that was not there before."""
+    before = set(checkpoint.listed(folder / "checkpoints"))
+    end = time.time() + 60
+    while time.time() < end and process.poll() is None:
+        if set(checkpoint.listed(folder / "checkpoints")) - before:
+            return
+        time.sleep(0.01)
+
+
+def test_the_best_checkpoint_is_what_is_saved(tiny, fable_pairs, tmp_path):
+    flags = {"metric_for_best_model": "eval/logps/chosen", "max_steps": 6, "eval_steps": 1, "save_steps": 1}
+    folder = train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "run", save_total_limit=1, **flags))
+    rows = {r["step"]: r["eval/logps/chosen"] for r in read(folder).rows if "eval/logps/chosen" in r}
+    best = read(folder).card["best"]
+    assert best["value"] == max(rows.values()) == rows[best["step"]]
+    left = {p.name for p in checkpoint.listed(folder / "checkpoints")}
+    assert left == {f"step-{best['step']:08d}", "step-00000006"}
+
+
+def test_a_run_does_not_overwrite_another(tiny, fable_pairs, tmp_path):
+    train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "run"))
+    with pytest.raises(ValueError, match="already holds a run.*--resume"):
+        train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "run"))
+    with pytest.raises(ValueError, match="resume: learning_rate was 0.001 and is now 0.01"):
+        train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "run", learning_rate=0.01), resume=True)
+    with pytest.raises(ValueError, match="holds no run"):
+        train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "nothing"), resume=True)
+
+
+def test_a_number_that_is_not_finite_stops_the_run_and_leaves_a_batch(tiny, fable_pairs, tmp_path, monkeypatch, capsys):
+    from modeseek.policies.hf import HFPolicy
+
+    real, calls = HFPolicy.logp, []
+
+    def sometimes(self, batch):
+        calls.append(1)
+        logp = real(self, batch)
+        return logp * float("nan") if len(calls) > 12 and logp.requires_grad else logp
+
+    monkeypatch.setattr(HFPolicy, "logp", sometimes)
+    monkeypatch.setattr(HFPolicy, "evaluate", None, raising=False)
+    words = ["train", "pref_ft", "--model", str(tiny), "--data", str(fable_pairs), "--output_dir", str(tmp_path / "r")]
+    words += [w for key, value in {**SHORT, "max_steps": 30, "save_steps": 1}.items() for w in (f"--{key}", str(value))]
+    assert main(words) == 1
+    assert "not finite" in capsys.readouterr().err
+    assert (tmp_path / "r" / "not_finite.safetensors").exists()
+    assert checkpoint.listed(tmp_path / "r" / "checkpoints")
+    assert any("not finite" in w for w in read(tmp_path / "r").card["warnings"])
+
+
+REFUSED = [
+    ("online_dpo", {}, "--reward"),
+    ("rloo", {"reward": "length", "source.temperature": 0.7}, "whole distribution"),
+    ("rloo", {"reward": "length", "source.top_p": 0.9}, "whole distribution"),
+    ("online_dpo", {"reward": "length", "source.num_generations": 1}, "at least 2"),
+    ("dpo", {"load_in_4bit": True}, "add lora"),
+    ("dpo", {"optim": "adamw_8bit"}, "needs a CUDA device"),
+    ("dpo", {"max_completion_length": 200}, "max_completion_length: 200"),
+    ("dpo", {"device": "cuda"}, "no CUDA device"),
+    ("hypo", {"minibatch": 2}, "at most 0 steps old"),
+    ("dpo", {"metric_for_best_model": "eval/nothing"}, "eval/nothing is not measured"),
+]
+
+
+@pytest.mark.parametrize("method, flags, says", REFUSED, ids=lambda x: str(x)[:50])
+def test_what_cannot_be_honoured_is_refused(method, flags, says, tiny, fable_pairs, tmp_path, capsys):
+    words = {"model": tiny, "data": fable_pairs, "output_dir": tmp_path / "run", **SHORT, **flags}
+    words = [w for k, v in words.items() for w in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
+    assert main(["train", method, *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_command_line_trains_evaluates_and_reports(tiny, fable_pairs, tmp_path, capsys):
+    words = [w for key, value in SHORT.items() for w in (f"--{key}", str(value))]
+    run = str(tmp_path / "run")
+    assert main(["train", "hypo", "--model", str(tiny), "--data", str(fable_pairs), "--output_dir", run, *words]) == 0
+    options = ["--reward", "length:prefer=shorter", "--limit", "5", "--max_completion_length", "20", "--json"]
+    capsys.readouterr()
+    assert main(["evaluate", run, "--against", str(tiny), "--prompts", str(fable_pairs), *options]) == 0
+    found = {r["name"]: r for r in json.loads(capsys.readouterr().out)}
+    assert found["kl"]["low"] <= found["kl"]["value"] <= found["kl"]["high"] and found["kl"]["n"] == 5
+    assert read(run).results
+    assert main(["report", run]) == 0
+    assert "hypo" in (tmp_path / "run" / "report.html").read_text()
+    assert main(["check", str(fable_pairs), "--model", str(tiny), "--json"]) == 0
+    assert main(["objectives"]) == 0
+    assert "hypo" in capsys.readouterr().out
