@@ -22,6 +22,13 @@ lint: $(READY)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+docs: $(READY)
+	$(BIN)/python -m modeseek.catalogue docs/objectives.md
+
+bench: $(READY)
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/rollout.py
+
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache dist build
 

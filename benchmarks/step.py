@@ -39,7 +39,7 @@ BATCH = {"S": 8, "M": 4}  # pairs a step
 def make_model(name: str, vocab: int | None = None) -> LlamaForCausalLM:
     """Llama of random weights; input and output embeddings apart."""
     torch.manual_seed(0)
-    shape = MODELS[name] | ({"vocab_size": vocab} if vocab else {})
+    shape: dict[str, Any] = MODELS[name] | ({"vocab_size": vocab} if vocab else {})
     return LlamaForCausalLM(
         LlamaConfig(**shape, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     ).eval()
@@ -105,7 +105,7 @@ class Ways:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        return time.process_time() - start, float(number)
+        return time.process_time() - start, float(number.detach())
 
 
 def flops(model: LlamaForCausalLM, batch: Batch) -> float:

@@ -43,6 +43,7 @@ from modeseek.objectives import (
     UnpairedAOT,
     WithKL,
     WithSFT,
+    reads,
 )
 from test_by_hand import BOTH, LOGP, MASK, REF, is_, t
 
@@ -195,6 +196,7 @@ def test_offset_dpo():
 
 def test_length_dpo():
     is_(LengthDPO(0.5, alpha=0.1)(LOGP, REF, MASK), nls(0.5 * 2 + 0.1 * (2 - 1)))
+    is_(LengthDPO(0.3)(t([[-1], [-4]]), t([[-3], [-3]]), torch.ones(1, 2, 1, dtype=torch.bool)), nls(0.3 * (2 - -1)))
 
 
 def test_hybrid_dpo():
@@ -337,3 +339,77 @@ def test_the_pull_around_ipo():
 def test_an_option_without_an_effect_is_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+UNEVEN = {  # one token each: log-probabilities -1 and -4, log-ratios 2 and -1/2
+    "logp": t([[-1], [-4]]),
+    "ref_logp": t([[-3], [-3.5]]),
+    "mask": torch.ones(1, 2, 1, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize(
+    ("objective", "want"),
+    [
+        (DPO(0.3), nls(0.3 * 2.5)),
+        (IPO(0.1), (2.5 - 5) ** 2),
+        (AOT(0.3), nls(0.3 * (-1 - -4 - 7))),
+        (APO(0.3), sig(-0.6) + sig(-0.15)),
+        (APO(0.3, anchor="down"), sig(0.6) + sig(-0.15 - 0.6)),
+        (CPO(0.3), nls(0.3 * 3) + 1),
+        (DPOP(0.3, penalty=2.0), nls(0.3 * 2.5)),
+        (EXO(0.3, 0.2), sig(0.75) * math.log(sig(0.75) / 0.8) + sig(-0.75) * math.log(sig(-0.75) / 0.2)),
+        (FDPO(0.3), nls(0.3 * (2 - math.log(1 + E**2) + 0.5 + math.log(1 + E**-0.5)))),
+        (FDPO(0.3, divergence="alpha", alpha=0.5), nls(0.3 * 2 * (E**0.25 - E**-1))),
+        (Hinge(0.3), 1 - 0.75),
+        (HybridDPO(0.3), nls(0.3 * (3 - 0.5))),
+        (LengthDPO(0.3, alpha=9.0), nls(0.75)),  # of equal length
+        (LDDPO(0.3, alpha=0.1), nls(0.75)),
+        (NCA(0.3), nls(0.6) + (nls(-0.6) + nls(0.15)) / 2),
+        (OffsetDPO(0.3, offset=0.5), nls(0.75 - 0.5 * 0.25)),
+        (ORPO(0.3), 1 + 0.3 * nls(-1 - math.log(1 - 1 / E) + 4 + math.log(1 - E**-4))),
+        (RobustDPO(0.3, 0.2), (0.8 * nls(0.75) - 0.2 * nls(-0.75)) / 0.6),
+        (SimPO(0.3, gamma=0.5), nls(0.3 * 3 - 0.5)),
+        (SLiC(margin=4.0, nll=0.2), (4 - 3) + 0.2),
+        (SquaredPO(0.3), nls(0.3 * (2 * E**-2 + 0.5 * E**0.5))),
+        (ChiPO(0.3), nls(0.3 * (E**2 + 2 - E**-0.5 + 0.5))),
+        (DiscoPOP(0.3, tau=0.5), sig(-1.5) * nls(0.75) + sig(1.5) * math.exp(-0.75)),
+        (SPPO(0.3), ((2 - 1 / 0.6) ** 2 + (-0.5 + 1 / 0.6) ** 2) / 2),
+        (KTO(0.3, 2.0, 3.0), (2 * sig(-0.3 * 1.6) + 3 * sig(0.3 * -0.9)) / 2),
+        (BCO(0.3), (nls(0.3 * 1.75) + nls(0.3 * 0.75)) / 2),
+        (UnpairedAOT(0.3), nls(0.3 * (2 - 1)) + nls(0.3 * (3 + 0.5))),
+        (REBEL(0.5), (2.5 / 0.5 - 3) ** 2),
+        (NegativeBoN(0.3), 1 - 0.3 * 4),
+    ],
+    ids=lambda x: repr(x) if not isinstance(x, float) else "",
+)
+def test_numbers_in_which_no_two_are_alike(objective, want):
+    """Nothing here is its own negative, square or inverse, so that a wrong sign or operation shows."""
+    columns = {"ranked_margin": t(7), "margin": t(0.25), "label": torch.tensor([[True, False]]), "z0": t(0.4)}
+    columns |= {"midpoint": t(0.25), "partner": t([1, 3]), "reward": t([5, 2]), "old_logp": UNEVEN["ref_logp"]}
+    given = UNEVEN | columns | {"present": BOTH}
+    is_(objective(**{name: given[name] for name in reads(objective)}), want)
+
+
+def test_accuracies_count_what_is_on_the_right_side():
+    label = torch.tensor([[True, True]])
+    given = UNEVEN["logp"], UNEVEN["ref_logp"], UNEVEN["mask"], BOTH, label
+    for loss in (KTO()(*given, t(0)), BCO()(*given, t(0))):
+        assert loss.metrics["rewards/accuracies"].item() == 0.5  # both called good, one below the line
+    given = UNEVEN["logp"], UNEVEN["ref_logp"], UNEVEN["mask"], BOTH, torch.tensor([[True, False]])
+    for loss in (KTO()(*given, t(0)), BCO()(*given, t(0))):
+        assert loss.metrics["rewards/accuracies"].item() == 1
+    assert ORPO()(UNEVEN["logp"], UNEVEN["mask"]).metrics["rewards/accuracies"].item() == 1
+    assert BradleyTerry()(t([1, 2])).metrics["rewards/accuracies"].item() == 0
+    bon = NegativeBoN()(UNEVEN["logp"], UNEVEN["mask"], BOTH).metrics
+    assert (bon["logps/chosen"].item(), bon["logps/rejected"].item()) == (-1, -4)
+
+
+def test_leave_one_out_of_three():
+    """Log-ratios 1, 3 and 8 with log-probabilities -1, -2 and -4: less the means of the others, 5.5, 4.5 and 2."""
+    fresh = torch.tensor([[False, False, True, True, True]])
+    logp = t([[-1], [-4], [-1], [-2], [-4]])
+    ref = t([[-3], [-3.5], [-2], [-5], [-12]])
+    there = torch.ones(1, 5, dtype=torch.bool)
+    pull = ((1 - 5.5) * -1 + (3 - 4.5) * -2 + (8 - 2) * -4) / 3
+    is_(HyPO(0.3, 0.1, "leave_one_out")(logp, ref, there[..., None], fresh, there), nls(0.75) + 0.1 * pull)

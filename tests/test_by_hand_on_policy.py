@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from modeseek.objectives import CISPO, GSPO, PPO, ActorCriticPPO
+from modeseek.objectives import CISPO, GSPO, PPO, SFT, ActorCriticPPO, PolicyGradient
 from test_by_hand import BOTH, LOGP, MASK, is_, t
 
 ADVANTAGE = t([[1, 1], [-1, 0]])
@@ -72,3 +72,21 @@ def test_cispo():
     loss.per_prompt.sum().backward()
     torch.testing.assert_close(logp.grad, t([[-1.2, -1], [1 / ROOT, 0]]) / 3)
     is_(CISPO(clip=0.2, logp_reduction="sum")(LOGP, OLD, ADVANTAGE, MASK, BOTH), (-(-1.2 - 2) - 0.8 * 3) / 2)
+
+
+def test_advantages_that_are_not_one():
+    """Advantages 2, 2 and -3 where a ratio of e^(1/2) is cut to 1.2 and one of e^(-1/2) to 0.8."""
+    worth = t([[2, 2], [-3, 0]])
+    is_(PPO(0.2)(LOGP, OLD, worth, MASK, BOTH), (-(2 * UP + 2) + 3 * DOWN) / 2)
+    assert PPO(0.2)(LOGP, OLD, worth, MASK, BOTH).metrics["clip_fraction"].item() == (1 / 2 + 1) / 2
+    uncut = PPO(0.9)(LOGP, OLD, worth, MASK, BOTH)
+    is_(uncut, (-(2 * ROOT + 2) + 3 / ROOT) / 2)
+    assert uncut.metrics["clip_fraction"].item() == 0
+    gspo = GSPO(0.1, 0.2)(LOGP, OLD, worth, MASK, BOTH)
+    is_(gspo, (-1.2 * 2 + 0.9 * 3) / 2)
+    assert gspo.metrics["clip_fraction"].item() == 1
+    is_(GSPO(0.9, 0.9)(LOGP, OLD, worth, MASK, BOTH), (-2 * math.exp(0.25) + 3 * math.exp(-0.5)) / 2)
+    is_(CISPO(clip_high=0.2)(LOGP, OLD, worth, MASK, BOTH), -(1.2 * 2 * -1 + 2 * -2 + (1 / ROOT) * -3 * -3) / 3)
+    is_(PolicyGradient()(LOGP, worth, MASK, BOTH), -(2 * -1 + 2 * -2 + -3 * -3) / 2)
+    first = SFT()(t([[-1, -2], [-5, 9]]), MASK, BOTH)
+    assert first.metrics["logps/chosen"].item() == -3

@@ -105,6 +105,11 @@ def test_the_table_of_the_readme_is_the_one_that_the_code_gives():
     assert catalogue.markdown() in (ROOT / "README.md").read_text()
 
 
+def test_the_page_of_objectives_is_the_one_that_the_code_gives():
+    """After a change: `make docs`."""
+    assert (ROOT / "docs" / "objectives.md").read_text() == catalogue.page()
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_the_configs_and_works_outside_the_checkout(tmp_path):
     subprocess.run(

@@ -10,7 +10,7 @@ import pytest
 from modeseek.cli import main
 
 ROOT = Path(__file__).parents[1]
-SHORT = "--max_steps 2 --prompts_per_round 4 --max_length 120 --max_completion_length 60 --eval_steps 0 --eval_prompts 2"
+SHORT = "--max_steps 2 --prompts_per_round 4 --max_length 120 --max_completion_length 60 --eval_prompts 2"
 
 
 def test_dpo_by_hand_agrees_with_the_library():

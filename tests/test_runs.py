@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from modeseek import checkpoint
 from modeseek.cli import main
-from modeseek.config import load, names
+from modeseek.config import load
 from modeseek.record import read
 from modeseek.runs import train
 
@@ -48,7 +48,10 @@ def _text(method):
     return resources.files("modeseek.configs").joinpath(f"{method}.yaml").read_text()
 
 
-@pytest.mark.parametrize("method", names())
+POLICIES = ["best_of_n", "dpo", "grpo", "hypo", "ipo", "online_dpo", "ppo", "pref_ft", "reinforce", "rloo", "rwr"]
+
+
+@pytest.mark.parametrize("method", POLICIES)
 def test_every_method_trains_a_transformers_model(method, tiny, fable_pairs, tmp_path):
     folder = train(run_of(method, tiny, fable_pairs, tmp_path / "run"))
     data = read(folder)
@@ -60,6 +63,21 @@ def test_every_method_trains_a_transformers_model(method, tiny, fable_pairs, tmp
     assert last["eval/kl"] != 0
     assert data.card["final"]["eval/kl"] == last["eval/kl"]
     assert (folder / "model" / "README.md").exists() and data.samples
+
+
+def test_a_reward_model_is_trained_by_the_same_command_and_scores_as_a_reward(tiny, fable_pairs, tmp_path):
+    from modeseek.build import build
+
+    folder = train(
+        run_of("reward_model", tiny, fable_pairs, tmp_path / "rm", max_steps=30, learning_rate=1e-2, eval_steps=10)
+    )
+    rows = [r for r in read(folder).rows if "loss" in r]
+    assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-6) and rows[-1]["loss"] < 0.65
+    flags = {"reward": f"model:path={folder / 'model'}"}
+    parts = build(run_of("online_dpo", tiny, fable_pairs, tmp_path / "policy", **flags))
+    batch = parts.train.prompts(torch.arange(3))
+    own = parts.policy.sample(batch.prompt, batch.prompt_mask, 2, torch.Generator().manual_seed(0))
+    assert parts.reward(own).shape == (3, 2) and parts.reward(own).std() > 0
 
 
 def weights(folder):

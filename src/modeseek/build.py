@@ -1,5 +1,6 @@
 """From a Run to its parts: the one place where names become objects."""
 
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -11,19 +12,24 @@ from typing import Any
 import torch
 
 from modeseek import stages as stage_module
-from modeseek.config import Hybrid, Offline, OnPolicy, Run, StageSpec
+from modeseek.config import Hybrid, Offline, OnPolicy, Run, StageSpec, to_dict
 from modeseek.data.files import read, split_holdout
 from modeseek.data.records import Record
 from modeseek.data.tokenise import Groups, Responses, Template, tokenise
 from modeseek.objectives import may_read, reads
 from modeseek.policies.hf import HFPolicy, Reference, end_tokens, load_model
-from modeseek.rewards import build_reward
+from modeseek.rewards import Prompts, build_reward, by_tokens
+from modeseek.rewards.model import RewardModel
 from modeseek.sources import Hybrid as HybridSource
 from modeseek.sources import Offline as OfflineSource
 from modeseek.sources import OnPolicy as OnPolicySource
 from modeseek.sources import Sampler, Source
 from modeseek.stages import Reward, Stage
 from modeseek.train import Loop
+
+# Stages that compare the responses to one prompt.
+PAIRING = ("all_pairs", "best_random", "best_second", "best_sigma", "best_worst", "group_mean", "group_std")
+PAIRING += ("leave_one_out", "ranked", "win_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,7 @@ class Parts:
 
     run: Run  # with its number of steps settled
     template: Template
-    policy: HFPolicy
+    policy: HFPolicy | RewardModel
     reference: Reference | None
     reward: Reward | None
     train: Groups
@@ -50,16 +56,16 @@ def build(run: Run) -> Parts:
     refuse(run)
     device = device_of(run.device)
     template = Template.load(run.model, trust_remote_code=run.trust_remote_code)
-    policy = load_policy(
-        run.model,
-        template,
-        max_new=run.max_completion_length,
-        run=run,
-        device=device,
-    )
+    policy: HFPolicy | RewardModel
+    if scores(run):
+        policy = RewardModel.load(run.model, trust_remote_code=run.trust_remote_code)
+        policy.to(device)
+    else:
+        policy = load_policy(run.model, template, max_new=run.max_completion_length, run=run, device=device)
     train, held_out, counts = load_data(run, template, context=context_of(policy))
-    reference = policy.reference() if run.measure_kl or needs_reference(run) or policy.has_adapter else None
-    reward = None if run.reward is None else build_reward(run.reward, template)
+    keeps = isinstance(policy, HFPolicy) and (run.measure_kl or needs_reference(run) or policy.has_adapter)
+    reference = policy.reference() if isinstance(policy, HFPolicy) and keeps else None
+    reward = None if run.reward is None else build_reward(run.reward, template, raw_prompts(train, held_out))
     run = settled(run, len(train))
     parts: dict[str, Any] = {"policy": policy, "reference": reference, "reward": reward}
     loop = Loop(
@@ -85,15 +91,30 @@ def build(run: Run) -> Parts:
     )
 
 
+def scores(run: Run) -> bool:
+    """Whether what is trained is a reward model, not a policy."""
+    return "score" in reads(run.objective)
+
+
+def raw_prompts(*groups: Groups | None) -> Prompts:
+    """Prompts as they stood in the data, for rewards that read text."""
+    found = [g for g in groups if g is not None]
+    return by_tokens((g.prompt[i], g.records[i].prompt) for g in found for i in range(len(g)))
+
+
 def refuse(run: Run) -> None:
     """What does not go together, said before anything is loaded."""
     names = [spec.name for spec in run.stages]
-    scores = "reward" in _asked_by_stages(run)
-    if scores and run.reward is None:
+    reads_reward = "reward" in _asked_by_stages(run)
+    if scores(run) and (run.lora or not isinstance(run.source, Offline)):
+        raise ValueError(
+            "objective: a reward model is trained in full and on the data's pairs: no lora, source offline"
+        )
+    if reads_reward and run.reward is None:
         raise ValueError(
             f"reward: {run.method or 'this method'} scores responses; write --reward, such as --reward length"
         )
-    if run.reward is not None and not scores and not run.eval_prompts:
+    if run.reward is not None and not reads_reward and not run.eval_prompts:
         raise ValueError("reward: given, but no stage scores and eval_prompts is 0, so nothing would read it")
     own = run.objective.axes.on_policy
     if own and isinstance(run.source, Offline):
@@ -105,8 +126,13 @@ def refuse(run: Run) -> None:
                 f"source: {type(run.objective).__name__} needs samples of the whole distribution: temperature 1, "
                 f"top_p 1, top_k 0; found {run.source.temperature}, {run.source.top_p}, {run.source.top_k}"
             )
-        if "best_worst" in names and run.source.num_generations < 2:
-            raise ValueError("source.num_generations: best_worst needs at least 2 responses to a prompt")
+        several = {*names} & {*PAIRING}
+        if several and "challenge" not in names and run.source.num_generations < 2:
+            raise ValueError(f"source.num_generations: {min(several)} needs at least 2 responses to a prompt")
+    if getattr(run.objective, "kl_baseline", "") == "leave_one_out" and getattr(run.source, "num_generations", 2) < 2:
+        raise ValueError(
+            "source.num_generations: kl_baseline leave_one_out needs at least 2 fresh responses to a prompt"
+        )
     if run.max_completion_length >= run.max_length:
         raise ValueError(
             f"max_completion_length: {run.max_completion_length}, expected less than max_length ({run.max_length}), "
@@ -172,7 +198,7 @@ def load_data(run: Run, template: Template, context: int | None) -> tuple[Groups
     return train, kept, counts
 
 
-def source_of(run: Run, policy: HFPolicy, data: Groups) -> Source:
+def source_of(run: Run, policy: Any, data: Groups) -> Source:
     """Where rounds come from."""
     drawn = OfflineSource(data, run.prompts_per_round)
     match run.source:
@@ -234,7 +260,7 @@ def device_of(name: str) -> str:
     return name
 
 
-def context_of(policy: HFPolicy) -> int | None:
+def context_of(policy: HFPolicy | RewardModel) -> int | None:
     """The tokens that the model reads at most, where it says so."""
     config: Any = getattr(policy.model, "config", None)
     return getattr(config, "max_position_embeddings", None)
@@ -249,7 +275,7 @@ def optimiser_of(run: Run, device: str) -> Any:
     return importlib.import_module("bitsandbytes").optim.AdamW8bit
 
 
-def describe(run: Run, policy: HFPolicy, template: Template, counts: dict[str, Any]) -> dict[str, Any]:
+def describe(run: Run, policy: HFPolicy | RewardModel, template: Template, counts: dict[str, Any]) -> dict[str, Any]:
     """The run card: everything that someone who was not there needs to know."""
     objective = run.objective
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
@@ -268,7 +294,7 @@ def describe(run: Run, policy: HFPolicy, template: Template, counts: dict[str, A
         "trained_parameters": trained,
         "data": run.data or [part.path for part in run.mixture],
         "rows": counts,
-        "objective": {"name": type(objective).__name__, **vars(objective)},
+        "objective": {"name": type(objective).__name__, **dataclasses.asdict(objective)},
         "equation": objective.equation,
         "on_policy": objective.axes.on_policy,
         "negative_gradient": objective.axes.negative_gradient,
@@ -282,13 +308,19 @@ def describe(run: Run, policy: HFPolicy, template: Template, counts: dict[str, A
             "passes": run.passes,
             "max_age": run.max_age,
         },
-        "reward": None if run.reward is None else {"name": type(run.reward).__name__, **vars(run.reward)},
-        "reference": "base with adapters off" if policy.has_adapter else "frozen copy of the initial policy",
-        "paths": policy.paths,
+        "reward": to_dict(run)["reward"],
+        "reference": _reference_of(policy),
+        "paths": policy.paths if isinstance(policy, HFPolicy) else {"score": "plain padded rows"},
         "template": template.describe(),
         "torch": torch.__version__,
         "warnings": warnings,
     }
+
+
+def _reference_of(policy: HFPolicy | RewardModel) -> str:
+    if isinstance(policy, RewardModel):
+        return "none: a reward model"
+    return "base with adapters off" if policy.has_adapter else "frozen copy of the initial policy"
 
 
 def _stage(name: str) -> Any:

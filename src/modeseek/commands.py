@@ -95,7 +95,7 @@ def evaluate(words: list[str]) -> int:
     """Did it work?"""
     asked = tyro.cli(Evaluate, args=words, prog="modeseek evaluate")
     from modeseek import record
-    from modeseek.build import context_of, load_policy
+    from modeseek.build import context_of, load_policy, raw_prompts
     from modeseek.config import parse_reward
     from modeseek.data.files import load
     from modeseek.data.tokenise import Groups, Template
@@ -117,7 +117,7 @@ def evaluate(words: list[str]) -> int:
         policy,
         reference,
         prompts,
-        build_reward(reward, template),
+        build_reward(reward, template, raw_prompts(prompts)),
         samples_per_prompt=asked.samples,
         batch_size=asked.batch_size,
         seed=asked.seed,

@@ -172,9 +172,24 @@ OTHERS = {
 }
 
 
+_NAMES = {
+    "ChiPO": "chipo",
+    "FDPO": "f_dpo",
+    "HyPO": "hypo",
+    "LDDPO": "ld_dpo",
+    "NegativeBoN": "negative_bon",
+    "SLiC": "slic",
+    "SimPO": "simpo",
+    "SquaredPO": "squared_po",
+    "UnpairedAOT": "unpaired_aot",
+    "WithKL": "with_kl",
+    "WithSFT": "with_sft",
+}
+
+
 def snake(cls: type) -> str:
     """DPO -> dpo, PolicyGradient -> policy_gradient, HyPO -> hypo."""
-    name = {"HyPO": "hypo", "SquaredPO": "squared_po", "ChiPO": "chipo"}.get(cls.__name__, cls.__name__)
+    name = _NAMES.get(cls.__name__, cls.__name__)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
@@ -186,8 +201,8 @@ def converter() -> cattrs.Converter:
     def structure(value: Any, union: Any) -> Any:
         if value is None and type(None) in get_args(_bare(union)):
             return None
-        tree, kinds = dict(value), {snake(c): c for c in _dataclasses(union)}
-        return made.structure({k: v for k, v in tree.items() if k != "type"}, kinds[tree["type"]])
+        kinds = {snake(c): c for c in _dataclasses(union)}
+        return _tagged(made, value, kinds)
 
     def unstructure(value: Any) -> Any:
         return None if value is None else {"type": snake(type(value)), **made.unstructure(value)}
@@ -198,6 +213,10 @@ def converter() -> cattrs.Converter:
     made.register_structure_hook(StageSpec, _stage)
     made.register_unstructure_hook(StageSpec, lambda s: {s.name: s.options} if s.options else s.name)
     return made
+
+
+def _tagged(made: cattrs.Converter, tree: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
+    return made.structure({k: v for k, v in tree.items() if k != "type"}, kinds[tree["type"]])
 
 
 def from_dict(tree: Mapping[str, Any], where: str = "run") -> Run:

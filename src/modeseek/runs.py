@@ -22,9 +22,11 @@ from modeseek.config import Run, to_dict
 from modeseek.data.tokenise import Groups
 from modeseek.estimate import Estimate, mean
 from modeseek.evaluate import answer
-from modeseek.objectives import pair_metrics
+from modeseek.objectives import BradleyTerry, pair_metrics
 from modeseek.ops import seq
+from modeseek.policies.hf import HFPolicy
 from modeseek.record import Record, read
+from modeseek.rewards.model import RewardModel
 from modeseek.selftest import self_test
 from modeseek.train import Loop, NotFinite
 from modeseek.train import run as run_loop
@@ -151,19 +153,22 @@ class Watch:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"),
         ]
         self.progress = Progress(*columns, console=console, transient=False)
         name, loop = self.parts.run.method or "train", self.parts.loop
-        self.progress.add_task(name, total=self.parts.run.max_steps, completed=loop.step, numbers="")
+        self.progress.add_task(name, total=self.parts.run.max_steps, completed=loop.step, numbers="", rate="")
         return self.progress
 
     def _tick(self, loop: Loop) -> None:
         if self.progress is not None:
             shown = "  ".join(f"{name} {self.last[name]:.3g}" for name in SHOWN if name in self.last)
-            self.progress.update(self.progress.task_ids[0], completed=loop.step, numbers=shown)
+            speed = self.progress.tasks[0].speed
+            rate = f"{speed:.2g}/s" if speed else ""
+            self.progress.update(self.progress.task_ids[0], completed=loop.step, numbers=shown, rate=rate)
 
 
 @torch.no_grad()
@@ -174,6 +179,8 @@ def held_out(parts: Parts) -> tuple[dict[str, float], list[dict[str, Any]]]:
         return {}, []
     row = _on_pairs(parts, data)
     if not run.eval_prompts:
+        return row, []
+    if isinstance(parts.policy, RewardModel):
         return row, []
     index = torch.arange(min(run.eval_prompts, len(data)))
     rows, texts = _on_prompts(parts, data, index)
@@ -189,9 +196,13 @@ def _on_pairs(parts: Parts, data: Groups) -> dict[str, float]:
     for index in torch.arange(min(len(data), 256)).split(16):
         batch = data.prompts(index).to(_device(parts))
         batch = batch.prompts(batch.present[:, :2].all(-1))
-        logp = parts.policy.logp(batch)
-        ref = None if parts.reference is None else parts.reference.logp(batch)
-        for name, values in pair_metrics(logp, batch.mask, ref, beta).items():
+        if isinstance(parts.policy, RewardModel):
+            found = BradleyTerry()(parts.policy.score(batch)).metrics
+        else:
+            logp = parts.policy.logp(batch)
+            ref = None if parts.reference is None else parts.reference.logp(batch)
+            found = pair_metrics(logp, batch.mask, ref, beta)
+        for name, values in found.items():
             sums.setdefault(name, []).extend(values.tolist())
     return {f"eval/{name}": sum(values) / len(values) for name, values in sums.items()}
 
@@ -200,6 +211,7 @@ def _on_prompts(parts: Parts, data: Groups, index: torch.Tensor) -> tuple[dict[s
     """Reward, KL, length of fresh answers to held-out prompts."""
     none = lambda batch: torch.zeros(batch.fresh.shape, device=batch.fresh.device)
     prompts = data.prompts(index)
+    assert isinstance(parts.policy, HFPolicy)
     answers = answer(
         parts.policy, prompts, parts.reward or none, reference=parts.reference, batch_size=32, seed=parts.run.seed
     )
@@ -229,6 +241,8 @@ def _text(parts: Parts, batch: Batch, p: int) -> dict[str, Any]:
 
 
 def _prove(parts: Parts) -> dict[str, float]:
+    if isinstance(parts.policy, RewardModel):
+        return {}  # it has neither a reference nor a sampler
     told = parts.train.prompts(torch.arange(min(4, len(parts.train)))).to(_device(parts))
     return self_test(
         parts.loop,
@@ -249,6 +263,9 @@ def _export(parts: Parts, record: Record, folder: Path, watch: Watch) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     parts.policy.save(draft, parts.template.tokenizer)
     final = {name: value for name, value in watch.last.items() if name.startswith("eval/")}
+    counts = getattr(parts.reward, "counts", None)
+    if counts:
+        record.card(reward_counts=dict(counts))
     record.card(final=final, steps=parts.loop.step, model_directory=str(target.name))
     (draft / "README.md").write_text(model_card(parts, final))
     shutil.rmtree(target, ignore_errors=True)
@@ -271,7 +288,7 @@ def model_card(parts: Parts, final: Mapping[str, float]) -> str:
     results = [f"| {name.removeprefix('eval/')} | {value:.4g} |" for name, value in final.items()]
     lines = [
         "---",
-        "library_name: peft" if parts.policy.has_adapter else "library_name: transformers",
+        "library_name: peft" if getattr(parts.policy, "has_adapter", False) else "library_name: transformers",
         "tags: [preference-fine-tuning, modeseek]",
         "---",
         "# " + Path(run.output_dir).name,

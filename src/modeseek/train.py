@@ -319,8 +319,9 @@ def run(loop: Loop, watch: Watch = lambda loop, row: None) -> Loop:
 def describe(batch: Batch, drawn: int) -> dict[str, float]:
     """What a round looks like before it is learnt from: rewards, KL, lengths, and what was left out."""
     own, row = batch.fresh & batch.present, {}
-    if len(batch) < drawn:
-        row["prompts/dropped"] = float(drawn - len(batch))
+    left = len(batch["place"].unique()) if "place" in batch else len(batch)  # a stage may make several groups of one
+    if left < drawn:
+        row["prompts/dropped"] = float(drawn - left)
     if not len(batch):
         return row
     for name in ("raw_reward", "reward"):

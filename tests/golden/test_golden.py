@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from modeseek.batch import Batch
-from modeseek.objectives import DPO, IPO, PPO, RWR, SFT, HyPO, PolicyGradient
+from modeseek.objectives import DPO, IPO, KTO, PPO, RWR, SFT, ActorCriticPPO, HyPO, PolicyGradient
 from modeseek.ops import seq
 from modeseek.policies.gpt import gpt_policy
 from modeseek.sources import hybrid, offline, on_policy
@@ -22,15 +22,21 @@ from modeseek.stages import (
     best,
     best_worst,
     chosen,
+    gae,
     group_mean,
     group_std,
+    kl_per_token,
     kl_shaped,
+    label_pairs,
     leave_one_out,
+    mismatched_kl,
     recall,
+    recall_value,
     refer,
     score,
 )
 from modeseek.train import Steps, fit
+from wide import WithValue
 
 STORED = Path(__file__).with_name("losses.json")
 VOCAB = 11
@@ -65,25 +71,35 @@ def method(name, policy, ref):
             [scored, refer(ref), recall(policy), group_mean, group_std],
         ),
         "ppo": (PPO(), own(4), [scored, refer(ref), recall(policy), kl_shaped(0.05), group_mean]),
+        "kto": (KTO(), told, [label_pairs, refer(ref)]),
+        "actor_critic_ppo": (
+            ActorCriticPPO(value_clip=0.2),
+            own(4),
+            [scored, refer(ref), recall(policy), recall_value(policy), kl_per_token(0.05), gae()],
+        ),
     }[name]
 
 
 NAMES = ["pref_ft", "best_of_n", "rwr", "dpo", "ipo", "online_dpo", "hypo", "reinforce", "rloo", "grpo", "ppo"]
+NAMES += ["kto", "actor_critic_ppo"]
 
 
 def losses(name):
     torch.manual_seed(0)
     policy = gpt_policy(VOCAB, eos=0, max_new=4, width=16).double()
     ref = copy.deepcopy(policy).requires_grad_(False)
+    if name == "actor_critic_ppo":
+        policy = WithValue(policy, prompts=VOCAB)
     objective, source, stages = method(name, policy, ref)
     rows = []
-    reused = {"passes": 2, "minibatch": 4} if name in ("grpo", "ppo") else {}
+    reused = {"passes": 2, "minibatch": 4} if name in ("grpo", "ppo", "actor_critic_ppo") else {}
     fit(
         policy,
         objective,
         source,
         stages,
         Steps(max_steps=20, learning_rate=1e-2, microbatch=3, **reused),
+        before=[mismatched_kl(policy, ref)] if name == "kto" else [],
         watch=lambda loop, row: rows.append(row["loss"]),
     )
     return rows

@@ -26,6 +26,7 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+CPU, bucket = torch.device("cpu"), cache.Bucket
 GQA = {"num_key_value_heads": 2}
 EAGER = {"experts_implementation": "eager"}  # the grouped product knows no float64
 MODELS = {
@@ -88,7 +89,7 @@ def llama():
 @pytest.fixture(params=["shared", "repeated"])
 def prompts_are(request, monkeypatch):
     """A prompt's keys once for its group, or once for each response: which one is a matter of size."""
-    monkeypatch.setattr(cache, "WORTH", 0 if request.param == "shared" else float("inf"))
+    monkeypatch.setattr(rollout, "_share", lambda *sizes: request.param == "shared")
     return request.param
 
 
@@ -207,20 +208,36 @@ def test_a_chunk_holds_no_more_than_the_budget(llama, monkeypatch):
     held = []
 
     class Watched(cache.Cache):
-        def keep(self, rows):
-            pytest.fail("nothing ends here")
-
         def next(self):
             super().next()
-            layer = self.layers[0]
-            own = layer.keys.shape[0] * layer.keys.shape[2] * layer.keys.shape[3]
-            held.append(own + self.groups * self.S * self.share)
+            held.append(0)
+            for bucket in self.buckets:
+                groups, _, width, room, _ = bucket.layers[0].keys.shape
+                held[-1] += groups * width * room + bucket.groups * bucket.S * bucket.share
 
     monkeypatch.setattr(rollout, "Cache", Watched)
-    for worth in (0, float("inf")):
-        monkeypatch.setattr(cache, "WORTH", worth)
+    for worth in (0, 1000):
+        monkeypatch.setattr(rollout, "WORTH", worth)
         roll(llama, PROMPTS * 3, 2, 8, token_budget=100)
     assert 50 < max(held) <= 100
+
+
+def test_buckets_of_similar_length_change_nothing(llama, prompts_are, monkeypatch):
+    eos = [2, 17, 30, 31, 32, 33, 34, 35]
+    one = roll(llama, PROMPTS, 6, 10, eos=eos)
+    made = []
+    monkeypatch.setattr(rollout, "WORTH", 0)
+    monkeypatch.setattr(cache, "Bucket", lambda *args, **kw: made.append(args[0]) or bucket(*args, **kw))
+    assert_same(one, roll(llama, PROMPTS, 6, 10, eos=eos))
+    assert made == [[11, 7], [3, 2], [1]]
+
+
+def test_a_bucket_opens_only_where_it_spares_enough():
+    """Lengths 40, 30, 20, 9: halves end at 20 and 10; two prompts of at most 20 spare 2 x 20 tokens, one 11."""
+    made = lambda worth: [b.lengths for b in cache.Cache([40, 30, 20, 9], 1, 1, CPU, share=False, worth=worth).buckets]
+    assert made(None) == [[40, 30, 20, 9]] == made(40)
+    assert made(39) == [[40, 30], [20, 9]]
+    assert made(10) == [[40, 30], [20], [9]]
 
 
 def test_the_neighbours_of_a_prompt_do_not_matter(llama, prompts_are):
@@ -373,6 +390,16 @@ def test_the_model_is_left_as_it_was(llama):
     llama(input_ids=ids).logits.sum().backward()
     assert llama.model.embed_tokens.weight.grad is not None
     llama.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_returned_can_meet_a_gradient(dtype):
+    """Tensors of inference mode could not."""
+    model = build("llama", dtype)
+    batch = roll(model, PROMPTS, 2, 4, eos=[2])
+    scale = torch.ones((), dtype=dtype, requires_grad=True)
+    (batch["old_logp"] * scale).exp().sum().backward()
+    assert not any(x.is_inference() for x in batch.tensors().values())
 
 
 def test_dropout_while_sampling_is_refused():

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from modeseek.batch import Batch
 from modeseek import estimate
+from modeseek.batch import Batch
 from modeseek.estimate import Estimate
 from modeseek.ops import seq
 from modeseek.policies.base import Policy

@@ -64,9 +64,10 @@ def pick(
         wide = wide / temperature
     if top_k or top_p < 1:
         wide = _truncated(wide, top_p, top_k)
-    p = wide.softmax(-1)
+    # a small vocabulary in float64 at once; of a large one only the blocks that are looked through
+    p = wide.softmax(-1, dtype=torch.float64 if wide.shape[1] <= 2 * BLOCK else wide.dtype)
     token = _at(p, u)
-    return token, p.gather(-1, token[:, None]).squeeze(-1).log()
+    return token, p.gather(-1, token[:, None]).squeeze(-1).log().to(wide.dtype)
 
 
 def _truncated(logits: Float[Tensor, "B V"], top_p: float, top_k: int) -> Float[Tensor, "B V"]:

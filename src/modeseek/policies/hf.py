@@ -18,7 +18,6 @@ from modeseek.policies import decode, packed
 from modeseek.policies.adapter import Lora
 from modeseek.policies.causal import plain_logp, plain_sample
 
-
 transformers_logging.disable_progress_bar()  # a run has one bar, ours
 
 

@@ -13,10 +13,8 @@ from transformers import PreTrainedModel
 from modeseek.batch import Batch
 from modeseek.ops import token_logp
 from modeseek.policies.attention import Layout, packed_attention
-from modeseek.policies.head import Form, Head
+from modeseek.policies.head import Against, Form, Head, Said, computed_in
 from modeseek.policies.pack import Row, pack, split
-
-SAYS = frozenset({"logp", "entropy"})  # what can be had from one pass over the head's tiles
 
 Loss = TypeVar("Loss")  # an objective's, with `per_prompt` and `metrics`; objectives stand beside policies, not below
 
@@ -26,74 +24,112 @@ class Packed:
 
     `temperature` divides the logits, as it did when the responses were sampled. `tile` is how many tokens' logits
     exist at once; unset, 512 on a CPU and as many as fit into 1.5 GiB elsewhere. `token_budget` cuts a batch into
-    several rows of at most so many tokens: it bounds memory where no gradient is kept.
+    several rows of at most so many tokens: it bounds memory where no gradient is kept. `reference` is what `kl` is
+    measured against, a frozen model that can be packed too; unset, the same weights with their adapters off.
     """
 
     def __init__(
-        self, model: nn.Module, *, temperature: float = 1.0, tile: int | None = None, token_budget: int | None = None
+        self,
+        model: nn.Module,
+        *,
+        temperature: float = 1.0,
+        tile: int | None = None,
+        token_budget: int | None = None,
+        reference: nn.Module | None = None,
     ):
         if temperature <= 0:
             raise ValueError(f"temperature: {temperature}, expected above 0: log-probabilities need a distribution")
-        self.model, self.token_budget = model, token_budget
         base = _base(model)
         assert isinstance(base, PreTrainedModel), "why_not was not asked"
         module = base.get_output_embeddings()
         assert module is not None, "why_not was not asked"
-        self._base = base
-        form = dataclasses.replace(_form(self._base.config), temperature=temperature)
-        self._head = Head(module, form, tile or _tile(module))
+        form = dataclasses.replace(_form(base.config), temperature=temperature)
+        self._base, self._head, self.token_budget = base, Head(module, form, tile or _tile(module)), token_budget
+        self._without_adapter: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        self._reference = None if reference is None else Packed(reference, temperature=temperature)
+        if reference is None and hasattr(model, "disable_adapter"):
+            self._reference, self._without_adapter = self, model.disable_adapter  # type: ignore[assignment]
+
+    @property
+    def says(self) -> frozenset[str]:
+        """What it can say of each response token."""
+        return frozenset({"logp", "entropy"} | ({"kl"} if self._reference is not None else set()))
 
     def logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
         """log-probability of every response token, in nats; zero where the response has none."""
-        return self._say(batch, entropy=False)[0]
+        return self._say(batch, ("logp",))["logp"]
 
     def entropy(self, batch: Batch) -> Float[Tensor, "P K T"]:
         """Entropy of the distribution that each response token was drawn from, in nats; zero where there is none."""
-        spread = self._say(batch, entropy=True)[1]
-        assert spread is not None
-        return spread
+        return self._say(batch, ("entropy",))["entropy"]
+
+    def kl(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        """KL(pi || pi_ref) of the next token before each response token, exact, in nats; zero where there is none."""
+        self._check(frozenset({"kl"}))
+        return self._say(batch, ("kl",))["kl"]
 
     def evaluate(self, batch: Batch, wanted: frozenset[str], apply: Callable[[Batch, dict[str, Tensor]], Loss]) -> Loss:
         """An objective's loss, applied to whole prompts while their logits are live; see `train.evaluate`."""
-        if wanted - SAYS:
-            raise ValueError(f"a packed policy cannot say {', '.join(sorted(wanted - SAYS))}; it says logp and entropy")
-        entropy = "entropy" in wanted
-        if not self._head.fused or len(batch) == 0 or "logp" not in wanted:
-            logp, spread = self._say(batch, entropy)
-            return apply(batch, {"logp": logp} | ({} if spread is None else {"entropy": spread}))
-        parts = [self._evaluate(part, entropy, apply) for part in split(batch, self.token_budget)]
+        self._check(wanted)
+        names = tuple(sorted(wanted))
+        if not self._head.fused or len(batch) == 0 or not names:
+            return apply(batch, self._say(batch, names) if names else {})
+        parts = [self._evaluate(part, names, apply) for part in split(batch, self.token_budget)]
         return _joined([loss for some in parts for loss in some])
 
-    def _evaluate(self, batch: Batch, entropy: bool, apply: Callable[[Batch, dict[str, Tensor]], Loss]) -> list[Any]:
+    def _check(self, wanted: frozenset[str]) -> None:
+        unknown = sorted(wanted - self.says)
+        if unknown == ["kl"]:
+            raise ValueError("the objective reads kl, which needs a reference model beside the policy or LoRA's base")
+        if unknown:
+            raise ValueError(f"a packed policy cannot say {', '.join(unknown)}; it says {', '.join(sorted(self.says))}")
+
+    def _evaluate(
+        self, batch: Batch, names: tuple[str, ...], apply: Callable[[Batch, dict[str, Tensor]], Loss]
+    ) -> list[Any]:
         row, seen = pack(batch), list[Any]()
 
-        def applied(first: int, stop: int, logp: Tensor, spread: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        def applied(first: int, stop: int, said: Said) -> tuple[Tensor, Said]:
             part, where = batch.prompts(slice(first, stop)), row.mask[first:stop]
-            live = {"logp": logp} if spread is None else {"logp": logp, "entropy": spread}
-            leaves = {name: _scattered(x, where).requires_grad_() for name, x in live.items()}  # [p, K, T]
+            leaves = {name: _scattered(x, where).requires_grad_() for name, x in said.items()}  # [p, K, T]
             with torch.enable_grad():
                 loss: Any = apply(part, leaves)
                 grads = _gradients(loss.per_prompt, leaves)
             seen.append(loss)
-            return loss.per_prompt.detach(), grads["logp"][where], grads["entropy"][where] if entropy else None
+            return loss.per_prompt.detach(), {name: grad[where] for name, grad in grads.items()}
 
-        h = self._states(row)
-        per_prompt = self._head.apply(h, row.target, row.counts, batch.weight, entropy, applied)
+        h, against = self._states(row), self._against(row) if "kl" in names else None
+        per_prompt = self._head.apply(h, row.target, row.counts, batch.weight, names, against, applied)
         sizes = [len(loss.per_prompt) for loss in seen]
         return [
             dataclasses.replace(loss, per_prompt=own) for loss, own in zip(seen, per_prompt.split(sizes), strict=True)
         ]
 
-    def _say(self, batch: Batch, entropy: bool) -> tuple[Tensor, Tensor | None]:
-        logps, spreads = [], []
+    def _say(self, batch: Batch, names: tuple[str, ...]) -> dict[str, Float[Tensor, "P K T"]]:
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
         for part in split(batch, self.token_budget):
             row = pack(part)
-            logp, spread = self._head(self._states(row), row.target, entropy)
-            logps.append(_scattered(logp, row.mask))
-            spreads += [] if spread is None else [_scattered(spread, row.mask)]
-        return torch.cat(logps), torch.cat(spreads) if entropy else None
+            said = self._head(self._states(row), row.target, names, self._against(row) if "kl" in names else None)
+            for name, x in said.items():
+                found[name].append(_scattered(x, row.mask))
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
-    def _states(self, row: Row) -> Float[Tensor, "N D"]:
+    def _against(self, row: Row) -> Against:
+        """The reference's log-probabilities of the whole vocabulary, a tile at a time: it is asked again in the
+        backward, where neither autocast nor the adapter's switch is as it was."""
+        ours, off = self._reference, self._without_adapter
+        assert ours is not None
+        with torch.no_grad(), off():
+            h = ours._states(row)
+        dtype = computed_in(h)
+
+        def tile(at: slice) -> Tensor:
+            with torch.no_grad(), off(), torch.autocast(h.device.type, dtype, enabled=dtype != h.dtype):
+                return ours._head.log_softmax(h[at])
+
+        return tile
+
+    def _states(self, row: Row, layout: Layout | None = None) -> Float[Tensor, "N D"]:
         """The body's last hidden states, where a response token is predicted from."""
         with packed_attention(self._base):
             said = _body(self._base)(
@@ -101,7 +137,7 @@ class Packed:
                 position_ids=row.positions[None],
                 attention_mask=None,
                 use_cache=False,
-                packed=Layout.of(row),
+                packed=layout or Layout.of(row),
             )
         return said.last_hidden_state[0].index_select(0, row.before)
 
@@ -149,16 +185,8 @@ def _trial(model: nn.Module, base: PreTrainedModel) -> str | None:
             packed = Packed(model)
             row = pack(batch)
             layout = Layout.of(row)
-            with packed_attention(base):
-                said = _body(base)(
-                    input_ids=row.tokens[None],
-                    position_ids=row.positions[None],
-                    attention_mask=None,
-                    use_cache=False,
-                    packed=layout,
-                )
+            ours = packed._head(packed._states(row, layout), row.target)["logp"]
             windows = layout.windows
-            ours = packed._head(said.last_hidden_state[0].index_select(0, row.before), row.target)[0]
             plain = _plain(base, batch)
         except Exception as error:  # whatever a foreign model raises, it is a reason and not a crash
             return f"a trial failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -227,7 +255,7 @@ def _scattered(x: Float[Tensor, " N"], mask: Tensor) -> Tensor:
 
 def _gradients(per_prompt: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of the sum over prompts; a prompt's loss reads its own group alone, so each gets its own gradient."""
-    if not per_prompt.requires_grad:
+    if not per_prompt.requires_grad:  # a group may have nothing to learn from
         return {name: torch.zeros_like(x) for name, x in leaves.items()}
     found = torch.autograd.grad(per_prompt.sum(), list(leaves.values()), allow_unused=True)
     return {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(leaves.items(), found, strict=True)}

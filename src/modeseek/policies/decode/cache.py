@@ -5,13 +5,13 @@ What is weighed is `[prompt, response so far]` under one softmax, so that the tw
 """
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-WORTH = 500_000  # bytes that sharing must spare each layer and step to pay for what it costs
 QUERIES = 256  # rows of an explicit score matrix at a time, where a prompt's attention cannot be fused
 
 
@@ -25,26 +25,83 @@ class Law:
     sinks: Float[Tensor, " heads"] | None = None  # one more logit per head, which takes weight and gives nothing
 
 
-@dataclass
 class _Layer:
-    keys: Tensor  # [group, head, place, room, D], what the responses said
-    values: Tensor  # [group, head, place, room, D]
-    prompt_keys: Tensor | None = None  # [group x head, D, S], laid out for few queries against many keys
-    prompt_values: Tensor | None = None  # [group x head, S, D]
+    """What one layer holds: of the responses `[group, head, place, room, D]`, of the prompts once per group."""
+
+    def __init__(self, keys: Tensor, values: Tensor, prompt_keys: Tensor | None, prompt_values: Tensor | None):
+        self.keys, self.values = keys, values
+        self.prompt_keys = prompt_keys  # [group x head, D, S], laid out for few queries against many keys
+        self.prompt_values = prompt_values  # [group x head, S, D]
+        self.all_keys, self.all_values = keys.flatten(0, 2), values.flatten(0, 2)  # [group x head x place, room, D]
 
 
 class Cache:
     """First every prompt is read, packed into one row; then each call takes one token of every response.
 
-    Rows are responses that still speak, ordered by prompt. They live in `groups x width` slots; `width` is k until
-    rows are dropped. Prompts are right-aligned, so that a sliding window cuts all of them at the same place.
+    Rows are responses that still speak, ordered by prompt. Neighbouring prompts of similar length lie in one bucket,
+    as wide as its longest: a short prompt beside a long one is not paid for at its length.
     """
 
-    def __init__(self, lengths: list[int], k: int, room: int, device: torch.device, *, share: bool | None = None):
+    def __init__(
+        self, lengths: list[int], k: int, room: int, device: torch.device, *, share: bool, worth: int | None = None
+    ):
+        """`lengths` of the prompts; `share` their keys among their k responses, or repeat them; `worth` opening a
+        bucket, in tokens less of padding (None: never)."""
+        self.lengths, self.k = lengths, k
+        begins = [0]
+        for i in range(len(lengths)):
+            longest, rest = max(lengths[begins[-1] : i + 1]), lengths[i:]
+            if worth is not None and 2 * max(rest) <= longest and len(rest) * (longest - max(rest)) > worth:
+                begins.append(i)
+        parts = [lengths[a:b] for a, b in pairwise([*begins, len(lengths)])]
+        self.buckets = [Bucket(part, k, room, device, share=share) for part in parts]
+        self._sizes = [sum(part) for part in parts]  # tokens, then rows, of each bucket
+
+    @property
+    def laws(self) -> dict[int, Law]:
+        """What each layer that came by asked for."""
+        return self.buckets[0].laws
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
+        """What the tokens hear: q `[N, query heads, D]`, k and v `[N, heads, D]` to `[N, query heads, D]`."""
+        if len(self.buckets) == 1:
+            return self.buckets[0](layer, q, k, v, law)
+        parts = zip(self.buckets, *(x.split(self._sizes) for x in (q, k, v)), strict=True)
+        return torch.cat([bucket(layer, *qkv, law) for bucket, *qkv in parts])
+
+    def start(self) -> None:
+        """The prompts are read; from here each call is one token of every row."""
+        for bucket in self.buckets:
+            bucket.start()
+        self._sizes = [bucket.rows for bucket in self.buckets]
+
+    def next(self) -> None:
+        """The token is through all layers."""
+        for bucket in self.buckets:
+            bucket.at += 1
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Forget all rows but these, of which there is at least one; `rows` is in order."""
+        ends = list(accumulate(self._sizes))
+        mine = [
+            rows[(rows >= end - size) & (rows < end)] - (end - size)
+            for end, size in zip(ends, self._sizes, strict=True)
+        ]
+        for bucket, kept in zip(self.buckets, mine, strict=True):
+            if 0 < len(kept) < bucket.rows:
+                bucket.keep(kept)
+        self.buckets = [bucket for bucket, kept in zip(self.buckets, mine, strict=True) if len(kept)]
+        self._sizes = [bucket.rows for bucket in self.buckets]
+
+
+class Bucket:
+    """Rows live in `groups x width` slots; `width` is k until rows are dropped. Prompts are right-aligned, so that a
+    sliding window cuts all of them at the same place."""
+
+    def __init__(self, lengths: list[int], k: int, room: int, device: torch.device, *, share: bool):
         S, n = max(lengths), len(lengths)
-        self.lengths, self.k, self.S, self.room, self.device = lengths, k, S, room, device
-        self.share = share
-        self.groups, self.width = n, k
+        self.lengths, self.k, self.S, self.room, self.device, self.share = lengths, k, S, room, device, share
+        self.groups, self.width = (n, k) if share else (n * k, 1)
         self.layers: dict[int, _Layer] = {}
         self.laws: dict[int, Law] = {}
         self.reading, self.at = True, 0
@@ -56,21 +113,19 @@ class Cache:
         place = [torch.arange(i * S + S - length, (i + 1) * S) for i, length in enumerate(lengths)]
         self._place = torch.cat(place).to(device)  # of each packed token among [prompt, S]
 
+    @property
+    def rows(self) -> int:
+        return len(self._home)
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
-        """What the tokens hear: q `[N, query heads, D]`, k and v `[N, heads, D]` to `[N, query heads, D]`."""
-        return self._read(layer, q, k, v, law) if self.reading else self._step(layer, q, k, v, law)
+        if self.reading:
+            return self._read(layer, q, k, v, law)
+        return self._together(layer, q, k, v, law) if self.share else self._alone(layer, q, k, v, law)
 
     def start(self) -> None:
-        """The prompts are read; from here each call is one token of every row."""
-        self.reading = False
-        self.at = 0 if self.share else self.S
+        self.reading, self.at = False, 0 if self.share else self.S
 
-    def next(self) -> None:
-        """The token is through all layers."""
-        self.at += 1
-
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Forget all rows but these."""
+    def keep(self, rows: Tensor) -> None:
         home = self._home[rows]
         group, inverse, counts = torch.unique_consecutive(home // self.width, return_inverse=True, return_counts=True)
         width = int(counts.max())
@@ -80,11 +135,14 @@ class Cache:
         source.view(-1)[self._home] = home
         heads = torch.arange(next(iter(self.layers.values())).keys.shape[1], device=self.device)[:, None]
         at = ((source // self.width)[:, None], heads, (source % self.width)[:, None])
-        for layer in self.layers.values():
-            layer.keys, layer.values = (self._moved(x, at) for x in (layer.keys, layer.values))
-            if layer.prompt_keys is not None and len(group) < self.groups:
-                layer.prompt_keys = _groups(layer.prompt_keys, group, self.groups)
-                layer.prompt_values = _groups(layer.prompt_values, group, self.groups)
+        for i, layer in self.layers.items():
+            own = (self._moved(x, at) for x in (layer.keys, layer.values))
+            prompts = (layer.prompt_keys, layer.prompt_values)
+            if len(group) < self.groups:
+                prompts = (
+                    None if x is None else x.unflatten(0, (self.groups, -1))[group].flatten(0, 1) for x in prompts
+                )
+            self.layers[i] = _Layer(*own, *prompts)
         if self._hidden is not None:
             self._hidden = self._hidden[group]
         self.groups, self.width = len(group), width
@@ -120,15 +178,13 @@ class Cache:
 
     def _store(self, layer: int, k: Tensor, v: Tensor) -> None:
         n, S, heads = len(self.lengths), self.S, k.shape[1]
-        if self.share is None:
-            spared = n * (self.k - 1) * S * heads * (k.shape[-1] + v.shape[-1]) * k.element_size()
-            self.share = self.k > 1 and spared > WORTH
         if self.ragged:
             k, v = (x.new_zeros(n * S, *x.shape[1:]).index_copy_(0, self._place, x) for x in (k, v))
         k, v = (x.view(n, S, heads, -1) for x in (k, v))
         if self.ragged and self._hidden is None:
             mask = torch.ones(n * S, dtype=torch.bool, device=self.device).index_fill_(0, self._place, False)
-            self._hidden = k.new_zeros(n, 1, S).masked_fill_(mask.view(n, 1, S), float("-inf"))
+            hidden = k.new_zeros(n, 1, S).masked_fill_(mask.view(n, 1, S), float("-inf"))
+            self._hidden = hidden if self.share else hidden.repeat_interleave(self.k, 0)
         if self.share:
             self.layers[layer] = _Layer(
                 k.new_empty(n, heads, self.k, self.room, k.shape[-1]),
@@ -141,63 +197,67 @@ class Cache:
         own = [x.new_empty(n, self.k, heads, S + self.room, x.shape[-1]) for x in (k, v)]
         for new, x in zip(own, (k, v), strict=True):
             new[:, :, :, :S] = x.transpose(1, 2)[:, None]
-        self.layers[layer] = _Layer(*(x.view(n * self.k, heads, 1, S + self.room, -1) for x in own))
-        if self.groups == n and self.k > 1:
-            self.groups, self.width = n * self.k, 1
-            self._hidden = None if self._hidden is None else self._hidden.repeat_interleave(self.k, 0)
+        own = [x.view(n * self.k, heads, 1, S + self.room, -1) for x in own]
+        self.layers[layer] = _Layer(own[0], own[1], None, None)
 
-    def _step(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
+    def _alone(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
+        """Every row has its prompt in front of what it said."""
+        own, at, (n, heads, _) = self.layers[layer], self.at, k.shape
+        own.keys.select(3, at).select(2, 0).copy_(k)
+        own.values.select(3, at).select(2, 0).copy_(v)
+        first = 0 if law.window is None else max(0, at + 1 - law.window)
+        q = q.reshape(n * heads, -1, q.shape[-1])  # the query heads of one key side by side
+        if law.scale != 1.0:
+            q = q * law.scale
+        scores = torch.bmm(q, own.all_keys[:, first : at + 1].mT)  # [row x head, query heads, seen]
+        if law.softcap is not None:
+            scores.div_(law.softcap).tanh_().mul_(law.softcap)
+        if self._hidden is not None and first < self.S:
+            scores.view(n, -1, scores.shape[-1])[:, :, : self.S - first] += self._hidden[:, :, first:]
+        weights = _weights(scores, law.sinks, heads, 1)
+        return torch.bmm(weights, own.all_values[:, first : at + 1]).view(n, -1, v.shape[-1])
+
+    def _together(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
+        """The rows of a group look at their prompt in one product, and each at what it said."""
         own, n, w, at, heads = self.layers[layer], self.groups, self.width, self.at, k.shape[1]
+        assert own.prompt_keys is not None and own.prompt_values is not None
         if self._slots is not None:
             q, k, v = (x.index_select(0, self._slots) for x in (q, k, v))
-        own.keys[:, :, :, at] = k.view(n, w, heads, -1).transpose(1, 2)
-        own.values[:, :, :, at] = v.view(n, w, heads, -1).transpose(1, 2)
-        q = q.view(n, w, heads, -1, q.shape[-1]).transpose(1, 2)  # [group, head, place, queries per head, D]
+        own.keys.select(3, at).copy_(k.view(n, w, heads, -1).transpose(1, 2))
+        own.values.select(3, at).copy_(v.view(n, w, heads, -1).transpose(1, 2))
+        first, skip = 0, 0  # where the window begins among the response's keys, and the prompt's
+        if law.window is not None:
+            first, skip = max(0, at + 1 - law.window), min(self.S, max(0, self.S + at + 1 - law.window))
+        q = q.view(n, w, heads, -1, q.shape[-1]).transpose(1, 2)  # [group, head, place, query heads, D]
         many = q.shape[3]
         q = q.reshape(n * heads * w, many, -1)
         if law.scale != 1.0:
             q = q * law.scale
-        first = 0 if law.window is None else max(0, at + 1 - law.window)
-        keys = own.keys.view(n * heads * w, own.keys.shape[3], -1)[:, first : at + 1]
-        scores = torch.bmm(q, keys.transpose(1, 2)).view(n * heads, w * many, -1)
-        ahead, skip = 0, 0  # keys of the prompt that are seen, and those before the window
-        if own.prompt_keys is not None:
-            skip = 0 if law.window is None else min(self.S, max(0, self.S + at + 1 - law.window))
-            ahead = self.S - skip
-            if ahead:
-                seen = torch.bmm(q.view(n * heads, w * many, -1), own.prompt_keys[:, :, skip:])
-                scores = torch.cat([seen, scores], -1)
-        elif first < self.S:
-            skip, ahead = first, self.S - first
+        seen = torch.bmm(q.view(n * heads, w * many, -1), own.prompt_keys[:, :, skip:])
+        said = torch.bmm(q, own.all_keys[:, first : at + 1].mT).view(n * heads, w * many, -1)
+        scores, ahead = torch.cat([seen, said], -1), self.S - skip
         if law.softcap is not None:
-            scores = scores.div_(law.softcap).tanh_().mul_(law.softcap)
-        if self._hidden is not None and ahead:
+            scores.div_(law.softcap).tanh_().mul_(law.softcap)
+        if self._hidden is not None:
             scores.view(n, -1, scores.shape[-1])[:, :, :ahead] += self._hidden[:, :, skip:]
-        weights = _weights(scores.view(n, heads, w, many, -1), law.sinks).view_as(scores)
-        values = own.values.view(n * heads * w, own.values.shape[3], -1)[:, first : at + 1]
-        if own.prompt_values is None or not ahead:
-            out = torch.bmm(weights.view(n * heads * w, many, -1), values)
-        else:
-            mine = weights[:, :, ahead:].unflatten(1, (w, many)).flatten(0, 1)
-            out = torch.bmm(mine, values).view(n * heads, w * many, -1)
-            out.baddbmm_(weights[:, :, :ahead], own.prompt_values[:, skip:])
+        weights = _weights(scores, law.sinks, heads, w)
+        mine = weights[:, :, ahead:].unflatten(1, (w, many)).flatten(0, 1)
+        out = torch.bmm(mine, own.all_values[:, first : at + 1]).view(n * heads, w * many, -1)
+        out.baddbmm_(weights[:, :, :ahead], own.prompt_values[:, skip:])
         out = out.view(n, heads, w, many, -1).transpose(1, 2).reshape(n * w, heads * many, -1)
         return out if self._slots is None else out.index_select(0, self._home)
 
 
-def _groups(x: Tensor | None, group: Tensor, groups: int) -> Tensor:
-    assert x is not None
-    return x.unflatten(0, (groups, -1))[group].flatten(0, 1)
-
-
-def _weights(scores: Float[Tensor, "n H w G L"], sinks: Tensor | None) -> Float[Tensor, "n H w G L"]:
+def _weights(
+    scores: Float[Tensor, "nH wG L"], sinks: Tensor | None, heads: int, width: int
+) -> Float[Tensor, "nH wG L"]:
     """The softmax over what is seen, in at least float32."""
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    if sinks is None:
-        return scores.softmax(-1, dtype=wide).to(scores.dtype)
-    sink = sinks.view(1, scores.shape[1], 1, -1, 1).expand(*scores.shape[:-1], 1)
-    weights = torch.cat([scores, sink.to(scores.dtype)], -1).softmax(-1, dtype=wide)
-    return weights[..., :-1].to(scores.dtype).contiguous()
+    if sinks is not None:
+        sink = sinks.to(scores.dtype).view(1, heads, 1, -1, 1)
+        scores = scores.view(-1, heads, width, sink.shape[3], scores.shape[-1])
+        scores = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], -1).flatten(0, 1).flatten(1, 2)
+    weights = scores.softmax(-1)  # torch's kernels add up bfloat16 in float32
+    return weights if sinks is None else weights[..., :-1].contiguous()
 
 
 def _causal(
@@ -221,6 +281,8 @@ def _causal(
         back = torch.arange(i, end, device=q.device)[:, None] - torch.arange(end, device=q.device)
         unseen = (back < 0) if law.window is None else (back < 0) | (back >= law.window)
         scores = scores.masked_fill_(unseen, float("-inf"))
-        weights = _weights(scores.transpose(2, 3), law.sinks).transpose(2, 3)
-        parts.append(weights @ v[:, :, None, :end])
+        if law.sinks is not None:
+            sink = law.sinks.to(scores.dtype).view(1, -1, many, 1, 1).expand(*scores.shape[:-1], 1)
+            scores = torch.cat([scores, sink], -1)
+        parts.append(scores.softmax(-1)[..., :end] @ v[:, :, None, :end])
     return torch.cat(parts, 3).flatten(1, 2)

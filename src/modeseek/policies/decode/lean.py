@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from modeseek.policies.decode.cache import Cache, Law
 
 SHAPED = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+WIDE = 2048  # a larger vocabulary is read as it lies: the copy would cost more than it gives
 STILL_ROPE = {"default", "linear", "llama3", "yarn"}  # angles that do not depend on how long the row is
 
 
@@ -79,8 +80,9 @@ class Lean:
         half = self.D // 2
         self.turn = torch.complex(cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
         self.layers = [self._laid_out(layer) for layer in m.model.layers]
-        self.head = _across(m.lm_head.weight.detach() * m.model.norm.weight.detach())
-        self.head_bias = m.lm_head.bias
+        self.norm, self.head, self.head_bias = m.model.norm.weight.detach(), m.lm_head.weight.detach(), m.lm_head.bias
+        if len(self.head) <= WIDE:
+            self.norm, self.head = None, _across(self.head * self.norm)
 
     def _laid_out(self, layer: Any) -> _Layer:
         a, mlp = layer.self_attn, layer.mlp
@@ -118,7 +120,7 @@ class Lean:
     def __call__(self, cache: Cache, tokens: Tensor, positions: Tensor, at: Tensor | None) -> Tensor:
         Q, H, D, N = self.queries, self.heads, self.D, len(tokens)
         x = F.embedding(tokens, self.embed)
-        turn = self.turn[positions]  # [N, 1, D / 2]
+        turn = self.turn.index_select(0, positions)  # [N, 1, D / 2]
         for i, layer in enumerate(self.layers):
             h = self._normed(x)
             qkv = torch.mm(h, layer.qkv) if layer.bias is None else torch.addmm(layer.bias, h, layer.qkv)
@@ -127,12 +129,14 @@ class Lean:
                 qkv[:, :Q] = F.rms_norm(qkv[:, :Q], (D,), layer.q_norm, self.eps.item())
                 qkv[:, Q : Q + H] = F.rms_norm(qkv[:, Q : Q + H], (D,), layer.k_norm, self.eps.item())
             torch.view_as_complex(qkv[:, : Q + H].unflatten(-1, (-1, 2))).mul_(turn)
-            q, k, v = qkv.split((Q, H, H), 1)
+            q, k, v = qkv.split_with_sizes((Q, H, H), 1)
             x.addmm_(cache(i, q, k, v, layer.law).view(N, Q * D), layer.out)
             gate, up = torch.mm(self._normed(x), layer.up).chunk(2, -1)
             x.addmm_(F.silu(gate).mul_(up), layer.down)
-        logits = torch.mm(self._normed(x if at is None else x[at]), self.head)
-        return logits if self.head_bias is None else logits + self.head_bias
+        x = self._normed(x if at is None else x[at])
+        if self.norm is not None:
+            return F.linear(x.mul_(self.norm), self.head, self.head_bias)
+        return torch.mm(x, self.head) if self.head_bias is None else torch.addmm(self.head_bias, x, self.head)
 
 
 def _across(weight: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from modeseek.policies.decode import lean
 from modeseek.policies.decode.body import Body, driven
 from modeseek.policies.decode.cache import Cache
 
+WORTH = 512  # tokens that need not be read each step, in a layer, for a more involved way to pay
 ALIVE = 0.75  # rows are moved together once no more than this share of them still speaks
 
 
@@ -71,9 +72,9 @@ def sample(
         for part in _chunks(lengths, k, max_new, token_budget):
             at = torch.tensor(part, device=prompts.device)
             mine = [lengths[i] for i in part]
-            repeated = len(part) * k * (max(mine) + max_new)  # tokens held if each response had a prompt of its own
-            share = True if token_budget is not None and repeated > token_budget else None
-            cache = Cache(mine, k, max_new - 1, prompts.device, share=share)
+            cache = Cache(
+                mine, k, max_new - 1, prompts.device, share=_share(mine, k, max_new, token_budget), worth=WORTH
+            )
             said = _write(body, cache, prompts[at][prompt_mask[at]], u[:, at].flatten(1), how)
             shape = (len(part), k, -1)
             token[at], logp[at] = said.token.view(shape), said.logp.view(shape)
@@ -113,8 +114,9 @@ def _write(body: Body, cache: Cache, tokens: Int[Tensor, " N"], u: Tensor, how: 
         token, logp = pick(logits, u[t], how.temperature, how.top_p, how.top_k)
         token_run.append(token)
         logp_run.append(logp)
-        over, count = ends[token] & alive, len(rows)
+        over, count = ends.index_select(0, token), len(rows)
         if over.any():
+            over = over & alive
             said.length[rows[over]] = t + 1
             said.finished[rows[over]] = True
             alive = alive & ~over
@@ -140,26 +142,30 @@ def _write(body: Body, cache: Cache, tokens: Int[Tensor, " N"], u: Tensor, how: 
 @contextlib.contextmanager
 def _body(model: nn.Module, longest: int) -> Iterator[Body]:
     if lean.fits(model):
-        yield lean.Lean(model, longest)
+        # Bookkeeping for autograd is a fifth of a small model's step. What is returned was made outside of this mode.
+        with torch.inference_mode():
+            yield lean.Lean(model, longest)
     else:
         with driven(model) as body:
             yield body
 
 
 def _chunks(lengths: list[int], k: int, max_new: int, budget: int | None) -> Iterator[list[int]]:
-    """Prompts whose cache fits the budget; of similar length, because a chunk is as wide as its longest."""
-    if budget is None:
-        if lengths:
-            yield list(range(len(lengths)))
-        return
+    """Prompts whose cache fits the budget, longest first: what lies together is as wide as its longest."""
     part: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if part and (len(part) + 1) * _cost(lengths[part[0]], k, max_new) > budget:
+        if part and budget is not None and (len(part) + 1) * _cost(lengths[part[0]], k, max_new) > budget:
             yield part
             part = []
         part.append(i)
     if part:
         yield part
+
+
+def _share(lengths: list[int], k: int, max_new: int, budget: int | None) -> bool:
+    """Whether to hold a prompt once for its k responses, or to repeat short ones, which is less work to look at."""
+    n, S = len(lengths), max(lengths)
+    return k > 1 and (n * (k - 1) * S > WORTH or budget is not None and n * k * (S + max_new) > budget)
 
 
 def _cost(length: int, k: int, max_new: int) -> int:
