@@ -96,6 +96,18 @@ def test_a_run_stopped_and_resumed_is_the_run_that_was_not(method, tiny, fable_p
     assert [r for r in read(whole).rows] == [r for r in read(parts).rows]
 
 
+def test_rows_and_samples_past_the_checkpoint_are_cut_away(tiny, fable_pairs, tmp_path):
+    """As after a crash between two checkpoints: what was logged beyond the last one is written again, once."""
+    flags = {"max_steps": 6, "save_steps": 3, "eval_steps": 3}
+    whole = train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "whole", **flags))
+    parts = train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "parts", **{**flags, "max_steps": 3}))
+    with (parts / "rows.jsonl").open("a") as rows, (parts / "samples.jsonl").open("a") as samples:
+        rows.write('{"step": 4, "loss": 99.0}\n{"step": 5, "loss"')
+        samples.write('{"step": 4, "prompt": "p", "response": "r"}\n')
+    train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "parts", **flags), resume=True)
+    assert read(parts).rows == read(whole).rows and read(parts).samples == read(whole).samples
+
+
 def test_a_saved_model_says_what_the_trained_one_said(tiny, fable_pairs, tmp_path):
     from modeseek.build import build, load_policy
     from modeseek.data.tokenise import Template

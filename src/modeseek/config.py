@@ -201,6 +201,7 @@ def converter() -> cattrs.Converter:
     def structure(value: Any, union: Any) -> Any:
         if value is None and type(None) in get_args(_bare(union)):
             return None
+        assert isinstance(value, Mapping)  # _check_union has seen it
         kinds = {snake(c): c for c in _dataclasses(union)}
         return _tagged(made, value, kinds)
 
