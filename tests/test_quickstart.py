@@ -210,7 +210,8 @@ def test_the_paragraph_counts_orderings_over_the_seeds(tmp_path):
     assert "more degenerate fables than the reference in 2 of 2 seeds (80% to 100%)" in said
     assert "ranks 85% of held-out pairs right" in said  # the mean of 0.8 and 0.9
     assert "more reward than DPO in 2 of 2 seeds, and with less KL in 2 of 2 seeds" in said
-    assert "SFT on chosen 0.70 to 0.80; HyPO (2.10 to 2.40) is above all of them in 2 of 2 seeds" in said
+    assert "SFT on chosen at 0.70 to 0.80 (10% degenerate). HyPO, at 2.10 to 2.40 (10%), is above" in said
+    assert "is above all of them in reward in 2 of 2 seeds" in said
     assert "above HyPO in 1 of 2 seeds" in said
 
 

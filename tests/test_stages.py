@@ -556,3 +556,11 @@ def test_a_stage_that_draws_is_resumed_where_it_was(stages):
     again.load_state_dict(state["m"])
     run(rest)
     assert torch.equal(again.logits, policy.logits)
+
+
+def test_labels_that_the_data_gave_stand():
+    from modeseek.stages import label_pairs
+
+    assert label_pairs(group([[0.0, 0.0]]))["label"].tolist() == [[True, False]]
+    told = group([[0.0], [0.0]]).fill(label=torch.tensor([[False], [True]]))
+    assert label_pairs(told)["label"].tolist() == [[False], [True]]

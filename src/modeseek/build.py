@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from modeseek import stages as stage_module
+from modeseek.batch import COLUMNS
 from modeseek.config import Hybrid, Offline, OnPolicy, Run, StageSpec, to_dict
 from modeseek.data.files import read, split_holdout
 from modeseek.data.records import Record
@@ -29,7 +30,7 @@ from modeseek.train import Loop
 
 # Stages that compare the responses to one prompt.
 PAIRING = ("all_pairs", "best_random", "best_second", "best_sigma", "best_worst", "group_mean", "group_std")
-PAIRING += ("leave_one_out", "ranked", "win_rate")
+PAIRING += ("leave_one_out", "ranked", "win_rate", "duel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,12 @@ def build(run: Run) -> Parts:
     else:
         policy = load_policy(run.model, template, max_new=run.max_completion_length, run=run, device=device)
     train, held_out, counts = load_data(run, template, context=context_of(policy))
+    for column in sorted(reads(run.objective) & {"margin", "label"}):
+        if column not in train.columns and not (column == "label" and _has(run, "label_pairs")):
+            what = COLUMNS[column].partition("] ")[2]
+            raise ValueError(
+                f"data: {run.method or 'this method'} reads {column} ({what}), which these data do not have"
+            )
     keeps = isinstance(policy, HFPolicy) and (run.measure_kl or needs_reference(run) or policy.has_adapter)
     reference = policy.reference() if isinstance(policy, HFPolicy) and keeps else None
     reward = None if run.reward is None else build_reward(run.reward, template, raw_prompts(train, held_out))
@@ -188,7 +195,8 @@ def load_data(run: Run, template: Template, context: int | None) -> tuple[Groups
         case Hybrid():
             responses = "best_worst"
         case Offline():
-            responses = run.responses
+            unpaired = any(record.labels is not None for record in records)  # single responses, each with a label
+            responses = "keep" if unpaired else run.responses
     options: dict[str, Any] = {"max_length": limit, "max_completion_length": run.max_completion_length}
     options["truncate_responses"] = run.truncate_responses
     train = tokenise(records, template, responses=responses, **options)
@@ -321,6 +329,10 @@ def _reference_of(policy: HFPolicy | RewardModel) -> str:
     if isinstance(policy, RewardModel):
         return "none: a reward model"
     return "base with adapters off" if policy.has_adapter else "frozen copy of the initial policy"
+
+
+def _has(run: Run, stage: str) -> bool:
+    return any(spec.name == stage for spec in (*run.stages, *run.before))
 
 
 def _stage(name: str) -> Any:

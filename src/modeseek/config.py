@@ -168,7 +168,7 @@ OTHERS = {
     "truncation_mode": "leave it out: prompts lose their left side, and responses that do not fit are dropped",
     "force_use_ref_model": "leave it out: the reference is the base with adapters off, or a frozen copy",
     "generate_during_eval": "write eval_steps and eval_prompts",
-    "rpo_alpha": "there is no mixture of losses in one config; see `modeseek objectives`",
+    "rpo_alpha": "write objective.nll in `modeseek train rpo`",
 }
 
 

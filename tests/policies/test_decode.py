@@ -1,6 +1,7 @@
 """Fast rollouts against transformers' own generate() and forward."""
 
 import re
+from functools import cache as cache_calls
 
 import pytest
 import torch
@@ -99,10 +100,11 @@ def roll(model: nn.Module, prompts: list[list[int]], k: int, max_new: int, *, eo
     return sample(model, batch.prompt, batch.prompt_mask, k, rng, eos=eos, max_new=max_new, **options)
 
 
-def generate(model, prompt: list[int], max_new: int, eos: list[int]) -> list[int]:
+@cache_calls
+def generate(model, prompt: tuple[int, ...], max_new: int, eos: tuple[int, ...]) -> list[int]:
     ids = torch.tensor([prompt])
-    ones, ends = torch.ones_like(ids), eos or None
-    new = {"max_new_tokens": max_new, "do_sample": False, "eos_token_id": ends, "pad_token_id": 0}
+    ones = torch.ones_like(ids)
+    new = {"max_new_tokens": max_new, "do_sample": False, "eos_token_id": list(eos), "pad_token_id": 0}
     return model.generate(ids, attention_mask=ones, **new)[0, len(prompt) :].tolist()
 
 
@@ -142,7 +144,7 @@ def test_greedy_is_what_generate_writes(model, prompts_are):
     eos = [2, 17, 33]
     batch = roll(model, PROMPTS, 3, 14, eos=eos, temperature=0.0)
     for p, prompt in enumerate(PROMPTS):
-        want = generate(model, prompt, 14, eos)
+        want = generate(model, tuple(prompt), 14, tuple(eos))
         assert [written(batch, p, k) for k in range(3)] == [want] * 3
         assert batch["finished"][p].tolist() == [want[-1] in eos] * 3
 
@@ -188,6 +190,17 @@ def test_bfloat16_is_as_near_as_the_model_s_own(name):
     want = forward_logp(exact, batch)
     ours, theirs = ((x - want).square().mean().sqrt() for x in (batch["old_logp"], forward_logp(model, batch)))
     assert ours < 1.5 * theirs
+
+
+def test_autocast_is_heard():
+    """Under bfloat16 autocast the log-probabilities are those of the plain forward under it, to its precision."""
+    model = build("llama", torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        batch = roll(model, PROMPTS, 3, 8)
+        want = forward_logp(model, batch)
+    torch.testing.assert_close(batch["old_logp"], want, rtol=0.05, atol=0.05)
+    exact = forward_logp(model, batch)
+    assert (batch["old_logp"] - exact).abs().max() > 1e-3
 
 
 def test_dropping_finished_rows_changes_nothing(llama, prompts_are, monkeypatch):

@@ -102,7 +102,7 @@ def one_seed(seed: int, recipe: Recipe, arms: Sequence[Arm], folder: Path, tell:
     return paths
 
 
-PRETRAINING, TOLD, SAMPLED = 2.0, 1.0, 3.0  # how long they take, roughly, for the estimate of what is left
+PRETRAINING, TOLD, SAMPLED = 1.5, 1.0, 2.0  # how long they take, roughly, for the estimate of what is left
 
 
 def work_of(arm: Arm) -> float:

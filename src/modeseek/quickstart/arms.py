@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ class Arm:
     @property
     def folder(self) -> str:
         """Its name as a file name."""
-        return self.name.replace(",", "").replace(" ", "-").lower()
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower())
 
     def run(self, world: World) -> Run:
         """Its config for one seed, as `modeseek train` would take it."""
@@ -66,18 +67,18 @@ DPO_SFT = {"type": "with_sft", "inner": {"type": "dpo", "beta": 0.1}, "nll": 0.1
 SHORT = (
     Arm("SFT on chosen", "pref_ft"),
     Arm("DPO", "dpo"),
-    Arm("DPO, tuned", "dpo", {"learning_rate": 1e-4, "objective": {"beta": 0.3}}),
+    Arm("tuned DPO", "dpo", {"learning_rate": 1e-4, "objective": {"beta": 0.3}}),
     Arm("DPO + SFT", "dpo", {"objective": DPO_SFT}),
     Arm("HyPO", "hypo"),
     Arm("online DPO", "online_dpo"),
 )
 FULL = (
     *SHORT,
-    Arm("DPO, beta 0.05", "dpo", {"objective": {"beta": 0.05}}),
-    Arm("DPO, beta 0.3", "dpo", {"objective": {"beta": 0.3}}),
+    Arm("DPO beta 0.05", "dpo", {"objective": {"beta": 0.05}}),
+    Arm("DPO beta 0.3", "dpo", {"objective": {"beta": 0.3}}),
     Arm("IPO", "ipo"),
-    Arm("HyPO, kl 0.003", "hypo", {"objective": {"kl": 0.003}}),
-    Arm("HyPO, kl 0.03", "hypo", {"objective": {"kl": 0.03}}),
+    Arm("HyPO kl 0.003", "hypo", {"objective": {"kl": 0.003}}),
+    Arm("HyPO kl 0.03", "hypo", {"objective": {"kl": 0.03}}),
     Arm("best of 4", "best_of_n", {"source": {"num_generations": 4}}),
     Arm("RLOO", "rloo", {"source": {"num_generations": 4}}),
 )

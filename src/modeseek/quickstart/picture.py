@@ -31,9 +31,12 @@ def draw(runs: Sequence[Path], out: Path) -> Path:
             axes.set_title(words, loc="left", fontsize=10)
             if metric == "eval/kl":
                 axes.set_yscale("symlog", linthresh=1)
-                axes.set_ylim(bottom=0)
-                axes.set_yticks([0, 1, 3, 10, 30, 100], ["0", "1", "3", "10", "30", "100"])
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+                top = 1.3 * max(line.get_ydata().max() for line in axes.lines)  # type: ignore[union-attr]
+                axes.set_ylim(0, max(top, 1))
+                ticks = [tick for tick in (0, 1, 3, 10, 30, 100, 300) if tick <= max(top, 1)]
+                axes.set_yticks(ticks, [str(tick) for tick in ticks])
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False)
         figure.savefig(out, metadata={"Date": None})
     return out
 

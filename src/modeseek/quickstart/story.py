@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def table(arms: Sequence[Ended]) -> Table:
     out.add_row(_two("reference", "before training"), *start, "")
     for arm in arms:
         cells = [_cell(arm.range(metric), write) for metric, write in COLUMNS]
-        moved = _cell(arm.change("logps/chosen"), lambda x: f"{x:+.1f}")
+        moved = _cell(arm.change("logps/chosen"), lambda x: f"{x:+.1f}" if abs(x) < 9.95 else f"{x:+.0f}")
         out.add_row(_two(arm.name, arm.learns_from), *cells, moved)
     return out
 
@@ -123,12 +124,14 @@ def paragraph(arms: Sequence[Ended]) -> str:
         )
     rivals = [arm for arm in arms if arm.learns_from == "pairs" and arm.name != "DPO"]
     if hypo and rivals:
-        named = ", ".join(f"{arm.name} {_ends(arm, 'reward')}" for arm in rivals)
+        named = ", ".join(
+            f"{a.name} at {_ends(a, 'reward')} ({_ends(a, 'degenerate', '.0%')} degenerate)" for a in rivals
+        )
         highest = {seed: max(arm.last("reward")[seed] for arm in rivals) for seed in hypo.runs}
         above = sum(value > highest[seed] for seed, value in hypo.last("reward").items())
         said.append(
-            f"Cheaper rivals on the same pairs end at: {named}; HyPO ({_ends(hypo, 'reward')}) is above all of them "
-            f"{_of(above, len(hypo.runs))}."
+            f"Cheaper rivals on the same pairs end: {named}. HyPO, at {_ends(hypo, 'reward')} "
+            f"({_ends(hypo, 'degenerate', '.0%')}), is above all of them in reward {_of(above, len(hypo.runs))}."
         )
     if hypo and "online DPO" in by:
         said.append(
@@ -248,5 +251,5 @@ def _two(first: str, second: str) -> Text:
 def _told(name: str, words: str, note: str) -> Text:
     cut = words.split()
     words = words if len(cut) <= MOST_WORDS else " ".join(cut[:MOST_WORDS]) + " ..."
-    body = textwrap.fill(words, 76, initial_indent="    ", subsequent_indent="    ")
+    body = textwrap.fill(re.sub(r" \.(?!\.)", ".", words), 76, initial_indent="    ", subsequent_indent="    ")
     return Text.assemble((f"  {name}", "cyan"), (f"  {note}" if note else "", "dim"), f"\n{body}\n")

@@ -71,7 +71,12 @@ def recall_value(policy: Any) -> Stage:
 
 
 def label_pairs(batch: Batch) -> Batch:
-    """Call the first response of each pair good and the second bad, for objectives of single responses."""
+    """Call the first response of each pair good and the second bad, for objectives of single responses.
+
+    Labels that the data gave stand: an unpaired response is not a pair's first.
+    """
+    if "label" in batch:
+        return batch
     place = torch.arange(batch.response.shape[1], device=batch.response.device)
     return batch.fill(label=(place == 0).expand(batch.fresh.shape))
 

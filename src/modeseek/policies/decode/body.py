@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -42,6 +43,9 @@ def attention(
         raise ValueError("its attention is not causal, or brings a mask of its own")
     if dropout:
         raise ValueError(f"attention_dropout: {dropout} while sampling; call model.eval() first")
+    device = query.device.type
+    if torch.is_autocast_enabled(device) and query.dtype != torch.float64:  # as for scaled_dot_product_attention
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     law = Law(scale, sliding_window, softcap, s_aux)
     heard = _cache.get()(module.layer_idx, *(x[0].transpose(0, 1) for x in (query, key, value)), law)  # type: ignore[arg-type]
@@ -55,12 +59,11 @@ AttentionInterface.register(NAME, attention)
 def driven(model: nn.Module) -> Iterator[Body]:
     """Within, the model's attention layers read the cache that the body is called with; any model that `why_not`
     has nothing against, adapters included."""
-    forward: Callable[..., Any] = model.forward
 
     def body(cache: Cache, tokens: Tensor, positions: Tensor, at: Tensor | None) -> Tensor:
         token = _cache.set(cache)
         try:
-            said = forward(
+            said = model(
                 input_ids=tokens[None],
                 position_ids=positions[None],
                 use_cache=False,

@@ -1,0 +1,141 @@
+"""Every shipped config, as it stands, on a small GPT that can say what a transformers policy can."""
+
+import copy
+import typing
+from dataclasses import replace
+from importlib import resources
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from modeseek.batch import Batch
+from modeseek.build import needs_reference, refuse, scores, stage_of
+from modeseek.catalogue import rows
+from modeseek.config import Hybrid, Offline, OnPolicy, from_dict, names, read_tree, snake
+from modeseek.objectives import AnyObjective
+from modeseek.policies.causal import plain_logp
+from modeseek.policies.gpt import gpt_policy
+from modeseek.rewards import Length
+from modeseek.sources import hybrid, offline, on_policy
+from modeseek.train import fit
+
+P, V, T = 16, 5, 3
+SHIPPED = names()
+RUNS = {name: from_dict(read_tree(name), where=name) for name in SHIPPED}
+
+
+class Speaker(nn.Module):
+    """`logp`, `entropy` and samples: what a transformers policy says without further heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.policy = gpt_policy(V, eos=0, max_new=T, width=8, layers=1, context=8).double()
+
+    def logp(self, batch):
+        return self.policy.logp(batch)
+
+    def entropy(self, batch):
+        every = [replace(batch, response=torch.full_like(batch.response, v)) for v in range(V)]
+        logp = torch.stack([self._at_each_place(batch, other) for other in every], -1)
+        return -(logp.exp() * logp).sum(-1).masked_fill(~batch.mask, 0.0)
+
+    def _at_each_place(self, batch, other):
+        said = []
+        for t in range(batch.response.shape[2]):  # the prefix stays as it is
+            response = torch.cat([batch.response[..., :t], other.response[..., t:]], -1)
+            said.append(plain_logp(self.policy.model, replace(batch, response=response))[..., t])
+        return torch.stack(said, -1)
+
+    def sample(self, *args, **options):
+        return self.policy.sample(*args, **options)
+
+
+class Scorer(nn.Module):
+    """A reward model: a number for each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.worth = nn.Parameter(torch.zeros(V, dtype=torch.float64))
+
+    def score(self, batch):
+        return (F.embedding(batch.response, self.worth[:, None]).squeeze(-1) * batch.mask).sum(-1)
+
+
+def reward(batch):
+    """A rule: the larger the tokens the better."""
+    return (batch.response * batch.mask).sum(-1).double()
+
+
+def data():
+    """Pairs of one to three tokens, and by how much the first is better."""
+    rng = torch.Generator().manual_seed(0)
+    told = [[torch.randint(1, V, (n,), generator=rng).tolist() for n in (1 + p % T, T)] for p in range(P)]
+    batch = Batch.of([[1 + p % 4, 2] for p in range(P)], told)
+    return batch.fill(margin=torch.linspace(0.1, 1, P, dtype=torch.float64))
+
+
+def source_of(run, policy):
+    match run.source:
+        case Offline():
+            return offline(data(), P)
+        case OnPolicy(num_generations=k):
+            return on_policy(policy, replace(data(), columns={}), P, k)
+        case Hybrid(num_generations=k):
+            return hybrid(policy, data(), P, k)
+
+
+def asks_a_reward(run):
+    return any(spec.name == "score" for spec in run.stages)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_one_step_of_every_shipped_method_moves_the_weights(name):
+    torch.manual_seed(0)
+    run = RUNS[name]
+    run = replace(run, max_steps=1, reward=Length() if asks_a_reward(run) else None)
+    refuse(run)
+    policy = Scorer() if scores(run) else Speaker()
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    for x in policy.parameters():  # a few steps on: at the reference itself some gradients are zero
+        x.data += 0.05 * torch.randn_like(x)
+    before = [x.detach().clone() for x in policy.parameters()]
+    parts = {"policy": policy, "reference": reference if needs_reference(run) else None, "reward": reward}
+    stages, live = ([stage_of(spec, parts) for spec in specs] for specs in (run.stages, run.before))
+    seen = []
+    fit(
+        policy,
+        run.objective,
+        source_of(run, policy),
+        stages,
+        run,
+        before=live,
+        watch=lambda loop, row: seen.append(row) and None,
+    )
+    assert [torch.isfinite(torch.tensor(row["loss"])).item() for row in seen] == [True]
+    assert any((x.detach() != was).any() for x, was in zip(policy.parameters(), before, strict=True))
+    assert all(torch.isfinite(x).all() for x in policy.parameters())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_config_begins_with_one_line_that_says_what_the_method_is(name):
+    lines = resources.files("modeseek.configs").joinpath(f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ") and lines[0].endswith(".") and len(lines[0]) <= 120
+    assert not any(line.lstrip().startswith("#") for line in lines[1:])
+    assert {"objective", "source", "stages", "learning_rate", "prompts_per_round"} <= read_tree(name).keys()
+
+
+def test_every_objective_is_shipped_but_the_one_that_needs_a_critic():
+    shipped = {type(run.objective) for run in RUNS.values()}
+    assert {snake(cls) for cls in set(typing.get_args(AnyObjective)) - shipped} == {"actor_critic_ppo"}
+
+
+def test_no_two_configs_are_the_same_method():
+    same = [replace(run, method="") for run in RUNS.values()]
+    assert [SHIPPED[i] for i, run in enumerate(same) if run in same[:i]] == []
+
+
+def test_at_least_thirty_five_methods_are_listed():
+    assert [row["method"] for row in rows()] == SHIPPED
+    assert len(SHIPPED) >= 35
