@@ -40,7 +40,16 @@ class HFPolicy(nn.Module):
         self._packed = None if self._why_plain else packed.Packed(model, token_budget=token_budget)
 
     def logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
-        return plain_logp(self._logits, batch) if self._packed is None else self._packed.logp(batch)
+        with self._checkpointing():
+            return plain_logp(self._logits, batch) if self._packed is None else self._packed.logp(batch)
+
+    def kl(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        """Exact KL to the base of an adapter, per token, in nats."""
+        if self._packed is None or not self.has_adapter:
+            why = self._why_plain or "a full fine-tune keeps its reference apart; write --lora.r 16"
+            raise ValueError(f"kl per token is said by packed policies with an adapter only: {why}")
+        with self._checkpointing():
+            return self._packed.kl(batch)
 
     def entropy(self, batch: Batch) -> Float[Tensor, "P K T"]:
         if self._packed is None:
@@ -53,7 +62,8 @@ class HFPolicy(nn.Module):
             raise ValueError(f"the objective reads {unknown[0]}, which a causal LM without further heads cannot say")
         if self._packed is None:
             return apply(batch, {name: getattr(self, name)(batch) for name in wanted})
-        return self._packed.evaluate(batch, wanted, apply)
+        with self._checkpointing():
+            return self._packed.evaluate(batch, wanted, apply)
 
     def sample(
         self,
@@ -96,6 +106,17 @@ class HFPolicy(nn.Module):
         """A plain `save_pretrained` directory, or a PEFT adapter, with its tokenizer."""
         self.model.save_pretrained(folder)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
+
+    @contextlib.contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """transformers recomputes activations only in training mode, and only where a gradient is kept; sampling and
+        the reference stay in evaluation mode, where a cache may be used. Dropout is off in both."""
+        wanted = getattr(_unwrapped(self.model), "is_activation_checkpointing", False) and torch.is_grad_enabled()
+        self.model.train(wanted)
+        try:
+            yield
+        finally:
+            self.model.eval()
 
     def _logits(self, tokens: Tensor, mask: Tensor, start: int) -> Tensor:
         places = (mask.long().cumsum(1) - 1).clamp(min=0)
@@ -142,6 +163,10 @@ class Reference:
         return model.disable_adapter() if self._policy.has_adapter else contextlib.nullcontext()
 
 
+def _unwrapped(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def without_dropout(model: nn.Module) -> nn.Module:
     """The same module with every dropout at zero, so that policy and reference agree and reruns repeat."""
     for module in model.modules():
@@ -179,7 +204,8 @@ def load_model(
         raise ValueError(f"model: {name} cannot be loaded as a causal LM: {first}") from error
     model.to(device)  # type: ignore[arg-type]
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if lora is None:
         return model
     from peft import LoraConfig, get_peft_model

@@ -181,7 +181,8 @@ def _job(seed: int, recipe: Recipe, arms: Sequence[Arm], folder: Path) -> list[P
 
 
 def _post(seed: int, done: float, what: str) -> None:
-    if _STOP.is_set():
+    parent = multiprocessing.parent_process()
+    if _STOP.is_set() or (parent and not parent.is_alive()):
         raise RuntimeError(f"seed {seed}: stopped")
     _NEWS.put((seed, done, what))
 

@@ -65,7 +65,6 @@ class Arm:
 
 DPO_SFT = {"type": "with_sft", "inner": {"type": "dpo", "beta": 0.1}, "nll": 0.1, "nll_reduction": "sum"}
 SHORT = (
-    Arm("SFT on chosen", "pref_ft"),
     Arm("DPO", "dpo"),
     Arm("tuned DPO", "dpo", {"learning_rate": 1e-4, "objective": {"beta": 0.3}}),
     Arm("DPO + SFT", "dpo", {"objective": DPO_SFT}),
@@ -74,6 +73,7 @@ SHORT = (
 )
 FULL = (
     *SHORT,
+    Arm("SFT on chosen", "pref_ft"),
     Arm("DPO beta 0.05", "dpo", {"objective": {"beta": 0.05}}),
     Arm("DPO beta 0.3", "dpo", {"objective": {"beta": 0.3}}),
     Arm("IPO", "ipo"),
@@ -109,7 +109,6 @@ def train(arm: Arm, world: World, first: Evaluation, tell: Callable[[int], objec
     card = describe(run, policy, world.template, counts)
     settings = config.to_dict(run)
     card |= {"method": arm.name, "learns_from": learns_from(run), "recipe": vars(world.recipe)}
-    card["objective"] = settings["objective"]
     told = world.pairs.prompts(torch.arange(min(4, len(world.pairs))))
     card["self_test"] = self_test(loop, policy, world.reference, told, ends=policy.eos, samples=samples(run))
     record = Record.start(run.output_dir, settings, card)
