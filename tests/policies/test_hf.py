@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.utils import checkpoint
 
 from modeseek.batch import Batch
 from modeseek.policies.adapter import Lora
@@ -18,25 +17,22 @@ def gradient(policy, b):
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_checkpointing_recomputes_activations_and_changes_no_gradient(fast, tiny, monkeypatch):
-    real, calls = checkpoint.checkpoint, []
+def test_checkpointing_recomputes_activations_and_changes_no_gradient(fast, tiny):
+    def policy(**options):
+        made = HFPolicy(load_model(str(tiny), **options), eos=[2], max_new=5, fast=fast)
+        calls = []
+        made.model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+        return made, calls
 
-    def counted(*args, **kwargs):
-        calls.append(1)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr("torch.utils.checkpoint.checkpoint", counted)
-    plain = HFPolicy(load_model(str(tiny)), eos=[2], max_new=5, fast=fast)
+    plain, once = policy()
     want = gradient(plain, batch())
-    assert not calls
-    model = load_model(str(tiny), gradient_checkpointing=True)
-    policy = HFPolicy(model, eos=[2], max_new=5, fast=fast)
-    torch.testing.assert_close(gradient(policy, batch()), want)
-    assert calls
-    prompt = batch().prompt
-    own = policy.sample(prompt, batch().prompt_mask, 2, torch.Generator().manual_seed(0))
+    assert len(once) == 1
+    checkpointed, twice = policy(gradient_checkpointing=True)
+    torch.testing.assert_close(gradient(checkpointed, batch()), want)
+    assert len(twice) == 2
+    own = checkpointed.sample(batch().prompt, batch().prompt_mask, 2, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(policy.logp(own), own["old_logp"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(checkpointed.logp(own), own["old_logp"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_fast_paths_say_what_the_plain_ones_say(tiny):
@@ -53,3 +49,8 @@ def test_the_exact_kl_to_an_adapters_base_is_zero_before_training(tiny):
     full = HFPolicy(load_model(str(tiny)), eos=[2], max_new=5)
     with pytest.raises(ValueError, match="lora"):
         full.kl(batch())
+
+
+def test_a_batch_without_prompts_has_no_log_probabilities(tiny):
+    policy = HFPolicy(load_model(str(tiny)), eos=[2], max_new=5)
+    assert policy.logp(batch().prompts(torch.zeros(2, dtype=torch.bool))).shape == (0, 2, 3)

@@ -40,6 +40,8 @@ class HFPolicy(nn.Module):
         self._packed = None if self._why_plain else packed.Packed(model, token_budget=token_budget)
 
     def logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        if not len(batch):  # every prompt tied, say
+            return batch.response.new_zeros(batch.response.shape, dtype=torch.float32)
         with self._checkpointing():
             return plain_logp(self._logits, batch) if self._packed is None else self._packed.logp(batch)
 

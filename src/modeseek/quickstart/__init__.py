@@ -39,7 +39,7 @@ class Quickstart:
     """
 
     seeds: int = 2  # how many: 0, 1, ...; each begins with another model and other pairs
-    full: bool = False  # every arm, not only the five that tell the story
+    full: bool = False  # every arm, not only the four that tell the story
     output_dir: str = ""  # unset: runs/quickstart, or the next free name after it
     threads: int = 1  # of each process; there is a process a seed, as far as the cores go
     steps: int = 150  # optimiser steps of each arm

@@ -67,13 +67,13 @@ DPO_SFT = {"type": "with_sft", "inner": {"type": "dpo", "beta": 0.1}, "nll": 0.1
 SHORT = (
     Arm("DPO", "dpo"),
     Arm("tuned DPO", "dpo", {"learning_rate": 1e-4, "objective": {"beta": 0.3}}),
-    Arm("DPO + SFT", "dpo", {"objective": DPO_SFT}),
     Arm("HyPO", "hypo"),
     Arm("online DPO", "online_dpo"),
 )
 FULL = (
     *SHORT,
     Arm("SFT on chosen", "pref_ft"),
+    Arm("DPO + SFT", "dpo", {"objective": DPO_SFT}),
     Arm("DPO beta 0.05", "dpo", {"objective": {"beta": 0.05}}),
     Arm("DPO beta 0.3", "dpo", {"objective": {"beta": 0.3}}),
     Arm("IPO", "ipo"),
