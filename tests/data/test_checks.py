@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy.stats import mannwhitneyu
-from small_tokenizers import CHATML, byte_level
 
 from conftest import shared
 from modeseek.data import files
 from modeseek.data.checks import check, render
 from modeseek.data.records import Record
 from modeseek.data.tokenise import Template, tokenise
+from small_tokenizers import CHATML, byte_level
 
 
 def pair(prompt, chosen, rejected, row=0, **more):

@@ -5,6 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from conftest import shared
+from modeseek.batch import Batch
+from modeseek.data import files
+from modeseek.data.records import DataError, Message, Record
+from modeseek.data.tokenise import Groups, Template, tokenise
 from small_tokenizers import (
     ALTERNATING,
     CHATML,
@@ -16,12 +22,6 @@ from small_tokenizers import (
     space_before,
     words,
 )
-
-from conftest import shared
-from modeseek.batch import Batch
-from modeseek.data import files
-from modeseek.data.records import DataError, Message, Record
-from modeseek.data.tokenise import Groups, Template, tokenise
 
 TEMPLATES = {
     "bytes": Template(byte_level()),
