@@ -1,16 +1,17 @@
-"""The command line: a thin door over public functions. It imports a command's modules only when it runs."""
+"""The command line: a thin door over public functions. A command is a file of `commands`, imported when it runs."""
 
+import importlib
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("commands", "show DPO, HyPO and online DPO on a small model, in about three minutes"),
-    "train": ("commands", "train CONFIG --model M --data D: CONFIG is a YAML file or a method's name"),
-    "check": ("commands", "check DATA [--model M]: is this data set sound?"),
-    "evaluate": ("commands", "evaluate POLICY --against REF --prompts P --reward R: did it work?"),
-    "report": ("commands", "report RUN...: one HTML page of training runs"),
-    "objectives": ("commands", "the methods and objectives there are"),
+COMMANDS: dict[str, str] = {
+    "quickstart": "show DPO, HyPO and online DPO on a small model, in about three minutes",
+    "train": "train CONFIG --model M --data D: CONFIG is a YAML file or a method's name",
+    "check": "check DATA [--model M]: is this data set sound?",
+    "evaluate": "evaluate POLICY --against REF --prompts P --reward R: did it work?",
+    "report": "report RUN...: one HTML page of training runs",
+    "objectives": "the methods and objectives there are",
 }
 
 
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 def usage() -> str:
     """What `modeseek --help` prints."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             "modeseek: preference fine-tuning of language models that measures first",
@@ -52,9 +53,7 @@ def usage() -> str:
 
 
 def _run(name: str, rest: list[str]) -> int:
-    from modeseek import commands
-
-    command: Callable[[list[str]], int] = getattr(commands, name)
+    command: Callable[[list[str]], int] = importlib.import_module(f"modeseek.commands.{name.replace('-', '_')}").main
     try:
         return command(rest)
     except ValueError as error:

@@ -1,0 +1,51 @@
+"""Is this data set sound? `modeseek check DATA [--model M]`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from modeseek.commands.models import context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Look at a preference data set before anything is trained on it."""
+
+    data: Annotated[str, tyro.conf.Positional]  # file or hub name
+    model: str = ""  # folder or hub name: also count tokens, and show what its template renders
+    eval_data: str = ""  # held-out file, to look for shared prompts
+    split: str = "train"  # split of a hub data set
+    max_length: int | None = None  # tokens of prompt and response together; unset: what the model reads, else 1024
+    max_completion_length: int | None = None  # tokens of a response
+    skip_bad_rows: str = ""  # set bad rows aside into this file instead of stopping at the first
+    json: bool = False  # print JSON
+
+
+def main(words: list[str]) -> int:
+    """Is this data set sound?"""
+    asked = tyro.cli(Check, args=words, prog="modeseek check")
+    from modeseek.data import checks, files
+
+    aside = Path(asked.skip_bad_rows) if asked.skip_bad_rows else None
+    reading = files.read(asked.data, split=asked.split, skip_bad_rows=aside)
+    held = files.load(asked.eval_data, split=asked.split) if asked.eval_data else None
+    groups = None
+    if asked.model:
+        from modeseek.data.tokenise import Template, tokenise
+
+        template = Template.load(asked.model)
+        limit = asked.max_length or context(asked.model)
+        groups = tokenise(
+            reading.records, template, max_length=limit, max_completion_length=asked.max_completion_length
+        )
+    report = checks.check(reading.records, groups, held)
+    report = {"data": asked.data, "bad_rows": len(reading.bad), **report}
+    if asked.json:
+        print(json.dumps(report, indent=2, ensure_ascii=False, default=str))
+    else:
+        Console().print(checks.render(report))
+    return 0

@@ -1,0 +1,28 @@
+"""One HTML page of training runs: `modeseek report RUN...`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One self-contained HTML page of training runs; runs of the same method with other seeds are one line."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]  # folders that train wrote
+    output: str = ""  # unset: report.html in the first run's folder
+    title: str = ""
+
+
+def main(words: list[str]) -> int:
+    """Make the page."""
+    asked = tyro.cli(Report, args=words, prog="modeseek report")
+    if not asked.runs:
+        raise ValueError("which runs? Name at least one folder that train wrote")
+    from modeseek.report import write
+
+    out = Path(asked.output or Path(asked.runs[0]) / "report.html")
+    print(write(asked.runs, out, asked.title or None))
+    return 0
