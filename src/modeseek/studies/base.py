@@ -1,8 +1,8 @@
 """What a study is made of: worlds that make rows, cells that say which, claims that are read off them.
 
-A study is a grid of cells, each run over the same seeds. A world runs all seeds of a cell at once where that is faster;
-seed s means the same data and the same initial weights in every cell of a world, so that differences are paired. Nothing
-here needs torch: claims are data, and verdicts are computed from rows alone.
+A study is a grid of cells, each run over the same seeds. A world runs all seeds of a cell at once where that is
+faster; seed s means the same data and the same initial weights in every cell of a world, so that differences are paired.
+Nothing here needs torch: claims are data, and verdicts are computed from rows alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ At = Literal["end", "area", "start", "highest", "lowest", "slope"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of the grid: a method in a world, with those dials that are not left at their tuned or default values."""
+    """One place of the grid: a method in a world, with the dials that are not left at tuned or default values."""
 
     world: str
     method: str
@@ -72,21 +72,24 @@ class Contrast:
     terms: tuple[tuple[float, Cell, str, At], ...]
 
     def __sub__(self, other: Contrast) -> Contrast:
-        return Contrast(self.terms + tuple((-c, cell, metric, at) for c, cell, metric, at in other.terms))
+        return Contrast(self.terms + other._negated().terms)
+
+    def _negated(self) -> Contrast:
+        return Contrast(tuple((-c, cell, metric, at) for c, cell, metric, at in self.terms))
 
     def __add__(self, other: Contrast) -> Contrast:
         return Contrast(self.terms + other.terms)
 
 
 def read(cell: Cell, metric: str, at: At = "end") -> Contrast:
-    """A metric of a cell: at its last row, its mean over steps (area), its first row, its extremes, or the least-squares
-    slope over the final third of its steps."""
+    """A metric of a cell: at its last row, its mean over steps (area), at its first row, its extremes, or the
+    least-squares slope over the final third of its steps."""
     return Contrast(((1.0, cell, metric, at),))
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tested sentence. `equal` is an equivalence test (TOST) and needs a margin; `greater` and `less` take one too."""
+    """One tested sentence. `equal` is an equivalence test (TOST) and needs a margin; the others take one too."""
 
     says: str
     contrast: Contrast
