@@ -1,7 +1,7 @@
 """What a study is made of: worlds that make rows, cells that say which, claims that are read off them.
 
 A study is a grid of cells, each run over the same seeds. A world runs all seeds of a cell at once where that is
-faster; seed s means the same data and the same initial weights in every cell of a world, so that differences are paired.
+faster; seed s means the same data and the same initial weights in every cell of a world: differences are paired.
 Nothing here needs torch: claims are data, and verdicts are computed from rows alone.
 """
 
