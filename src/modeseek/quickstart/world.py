@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers.models import WordLevel
 
 from modeseek.batch import PK, Batch
 from modeseek.data import fables
@@ -27,7 +26,6 @@ from modeseek.train import Steps, fit
 
 CONTEXT = 128  # a prompt has nine tokens, a fable at most 96
 HELD_OUT = 10_000  # added to a seed: the pairs that no arm trains on
-UNKNOWN = "<unk>"
 SPECIAL = {"pad": fables.PAD, "bos": fables.BOS, "eos": fables.EOS}
 
 
@@ -101,11 +99,8 @@ def prepare(seed: int, recipe: Recipe, folder: Path, tell: Callable[[int], None]
 
 
 def tokenizer():
-    """A token a word, as transformers saves it. Words outside the fables become `<unk>`, which is never trained."""
-    made = fables.tokenizer()
-    words = made.get_vocab()
-    made.model = WordLevel(words | {UNKNOWN: len(words)}, unk_token=UNKNOWN)  # type: ignore[assignment]
-    return as_pretrained(made, **SPECIAL, context=CONTEXT)
+    """The fables' tokenizer as transformers saves it."""
+    return as_pretrained(fables.tokenizer(), **SPECIAL, context=CONTEXT)
 
 
 def pretrained(template: Template, seed: int, steps: int, tell: Callable[[int], None]) -> HFPolicy:
