@@ -49,6 +49,7 @@ def _text(method):
 
 
 POLICIES = ["best_of_n", "dpo", "grpo", "hypo", "ipo", "online_dpo", "ppo", "pref_ft", "reinforce", "rloo", "rwr"]
+POLICIES += ["hypo_rao_blackwell", "ppo_critic"]
 
 
 @pytest.mark.parametrize("method", POLICIES)
@@ -92,11 +93,25 @@ def test_a_reward_model_is_trained_by_the_same_command_and_scores_as_a_reward(ti
     assert parts.reward(own).shape == (3, 2) and parts.reward(own).std() > 0
 
 
+def test_a_critic_learns_what_responses_are_worth(tiny, fable_pairs, tmp_path):
+    """Every response is worth 1 (nothing is shorter than the limit of a rule that pays for ending nowhere)."""
+    flags = {
+        "reward": "keyword:words=[the],scale=1",
+        "max_steps": 40,
+        "learning_rate": 3e-3,
+        "passes": 4,
+        "minibatch": 4,
+    }
+    folder = train(run_of("ppo_critic", tiny, fable_pairs, tmp_path / "run", **flags))
+    errors = [row["value_error"] for row in read(folder).rows if "value_error" in row]
+    assert sum(errors[-5:]) < 0.5 * sum(errors[:5])
+
+
 def weights(folder):
     return load_file(folder / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("method", ["dpo", "hypo", "ppo"])
+@pytest.mark.parametrize("method", ["dpo", "hypo", "ppo_critic"])
 def test_a_run_stopped_and_resumed_is_the_run_that_was_not(method, tiny, fable_pairs, tmp_path):
     """Six steps at once, and three and three: weights and rows are the same to the last bit."""
     flags = {"save_steps": 3, "eval_steps": 3, "prompts_per_round": 6} | ({"minibatch": 2} if method != "hypo" else {})
@@ -236,6 +251,7 @@ REFUSED = [
     ("dpo", {"optim": "adamw_8bit"}, "needs a CUDA device"),
     ("dpo", {"max_completion_length": 200}, "max_completion_length: 200"),
     ("dpo", {"device": "cuda"}, "no CUDA device"),
+    ("dpo", {"critic": "some_model"}, "reads no value"),
     ("hypo", {"minibatch": 2}, "at most 0 steps old"),
     ("dpo", {"metric_for_best_model": "eval/nothing"}, "eval/nothing is not measured"),
 ]

@@ -63,6 +63,8 @@ def build(run: Run) -> Parts:
         policy.to(device)
     else:
         policy = load_policy(run.model, template, max_new=run.max_completion_length, run=run, device=device)
+        if needs_critic(run):
+            policy.critic = critic(run, policy, device)
     train, held_out, counts = load_data(run, template, context=context_of(policy))
     for column in sorted(reads(run.objective) & {"margin", "label"}):
         if column not in train.columns and not (column == "label" and _has(run, "label_pairs")):
@@ -72,6 +74,8 @@ def build(run: Run) -> Parts:
             )
     keeps = isinstance(policy, HFPolicy) and (run.measure_kl or needs_reference(run) or policy.has_adapter)
     reference = policy.reference() if isinstance(policy, HFPolicy) and keeps else None
+    if isinstance(policy, HFPolicy) and "kl" in reads(run.objective) | may_read(run.objective):
+        policy.measure_against(reference or policy.reference())
     reward = None if run.reward is None else build_reward(run.reward, template, raw_prompts(train, held_out))
     run = settled(run, len(train))
     parts: dict[str, Any] = {"policy": policy, "reference": reference, "reward": reward}
@@ -123,6 +127,10 @@ def refuse(run: Run) -> None:
         )
     if run.reward is not None and not reads_reward and not run.eval_prompts:
         raise ValueError("reward: given, but no stage scores and eval_prompts is 0, so nothing would read it")
+    if run.critic and not needs_critic(run):
+        raise ValueError(
+            f"critic: given, but {run.method or 'this method'} reads no value; `modeseek train ppo_critic` does"
+        )
     own = run.objective.axes.on_policy
     if own and isinstance(run.source, Offline):
         raise ValueError(f"source: {type(run.objective).__name__} learns from the policy's own samples, not offline")
@@ -249,6 +257,22 @@ def stage_of(spec: StageSpec, parts: Mapping[str, Any]) -> Stage:
     return made(**{n: parts[n] for n in parameters if n in parts}, **spec.options)
 
 
+def needs_critic(run: Run) -> bool:
+    """Whether the objective or a stage asks what a state is worth."""
+    return "value" in reads(run.objective) or _has(run, "recall_value")
+
+
+def critic(run: Run, policy: HFPolicy, device: str) -> RewardModel:
+    """A value head on a body of its own, in the policy's dtype; the head of a language model starts at zero."""
+    dtype = next(policy.parameters()).dtype
+    made = RewardModel.load(run.critic or run.model, trust_remote_code=run.trust_remote_code)
+    vocabulary = lambda model: model.get_input_embeddings().num_embeddings
+    theirs, ours = vocabulary(made.model), vocabulary(policy.model)
+    if theirs < ours:
+        raise ValueError(f"critic: {run.critic} reads {theirs} tokens and the policy writes {ours}: another tokenizer")
+    return made.to(device=device, dtype=dtype)
+
+
 def needs_reference(run: Run) -> bool:
     """Whether a stage of the run reads the reference."""
     return "reference" in _asked_by_stages(run)
@@ -318,6 +342,7 @@ def describe(run: Run, policy: HFPolicy | RewardModel, template: Template, count
         },
         "reward": to_dict(run)["reward"],
         "reference": _reference_of(policy),
+        "critic": (run.critic or "a copy of the policy's body") if needs_critic(run) else None,
         "paths": policy.paths if isinstance(policy, HFPolicy) else {"score": "plain padded rows"},
         "template": template.describe(),
         "torch": torch.__version__,

@@ -102,6 +102,7 @@ class Run(Steps):
     measure_kl: bool = True  # keep a frozen copy of the initial policy even where only the held-out KL reads it
     lora: Annotated[Lora | None, tyro.conf.Suppress] = None  # adapters instead of the full weights; `--lora.r 16`
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    critic: str = ""  # model that PPO's critic starts from, such as a reward model; unset: a copy of the policy's body
     load_in_4bit: bool = False  # QLoRA: needs a CUDA device and bitsandbytes
     optim: Literal["adamw", "adamw_8bit"] = "adamw"  # adamw_8bit needs a CUDA device and bitsandbytes
     gradient_checkpointing: bool = False

@@ -4,6 +4,7 @@ import torch
 from modeseek.batch import Batch
 from modeseek.policies.adapter import Lora
 from modeseek.policies.hf import HFPolicy, load_model
+from modeseek.rewards.model import RewardModel
 
 
 def batch():
@@ -46,9 +47,50 @@ def test_the_exact_kl_to_an_adapters_base_is_zero_before_training(tiny):
     torch.manual_seed(0)
     policy = HFPolicy(load_model(str(tiny), lora=Lora(r=4)), eos=[2], max_new=5)
     assert policy.kl(batch()).abs().max() < 1e-6
-    full = HFPolicy(load_model(str(tiny)), eos=[2], max_new=5)
-    with pytest.raises(ValueError, match="lora"):
-        full.kl(batch())
+
+
+def test_the_exact_kl_of_a_full_fine_tune_is_to_what_it_is_measured_against(tiny):
+    policy = HFPolicy(load_model(str(tiny), dtype="float64"), eos=[2], max_new=5)
+    with pytest.raises(ValueError, match="reference"):
+        policy.kl(batch())
+    policy.measure_against(policy.reference())
+    assert policy.kl(batch()).abs().max() < 1e-12
+    before = everywhere(policy)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(1.1)
+    after = everywhere(policy)
+    want = (after.exp() * (after - before)).sum(-1).masked_fill(~batch().mask, 0.0)
+    torch.testing.assert_close(policy.kl(batch()), want, rtol=1e-6, atol=1e-9)
+
+
+@torch.no_grad()
+def everywhere(policy):
+    """log-probabilities of the whole vocabulary at each place of each response. [P, K, T, V]"""
+    b = batch()
+    out = torch.zeros(*b.response.shape, policy.model.config.vocab_size, dtype=torch.float64)
+    for p, k in b.present.nonzero().tolist():
+        prompt, response = b.prompt[p][b.prompt_mask[p]], b.response[p, k][b.mask[p, k]]
+        logits = policy.model(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
+        out[p, k, : len(response)] = logits.log_softmax(-1)
+    return out
+
+
+def test_a_critic_values_the_state_before_each_token(tiny):
+    critic = RewardModel.load(str(tiny)).double()
+    torch.nn.init.normal_(critic.model.score.weight)
+    policy = HFPolicy(load_model(str(tiny), dtype="float64"), eos=[2], max_new=5, critic=critic)
+    b = batch()
+    said = policy.value(b)
+    for p, k in b.present.nonzero().tolist():
+        prompt, response = b.prompt[p][b.prompt_mask[p]], b.response[p, k][b.mask[p, k]]
+        for t in range(len(response)):  # the row as it stood before token t was written
+            row = torch.cat([prompt, response[:t]])[None]
+            alone = critic.model.score(critic.model.base_model(row).last_hidden_state[0, -1])
+            torch.testing.assert_close(said[p, k, t], alone[0], rtol=1e-6, atol=1e-9)
+    assert (said[~b.mask] == 0).all()
+    with pytest.raises(ValueError, match="critic"):
+        HFPolicy(load_model(str(tiny)), eos=[2], max_new=5).value(b)
 
 
 def test_a_batch_without_prompts_has_no_log_probabilities(tiny):

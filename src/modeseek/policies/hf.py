@@ -25,13 +25,22 @@ class HFPolicy(nn.Module):
     """`model` is a transformers causal LM, or one wrapped by peft. Dropout is off, in the reference too.
 
     Log-probabilities come from packed rows and samples from cached keys and values where the model allows it, else
-    from the plain path: the same numbers, and `paths` says which and why.
+    from the plain path: the same numbers, and `paths` says which and why. A `critic` has a `value`, weights of its own,
+    and is trained with the policy; it is not saved with it.
     """
 
     def __init__(
-        self, model: nn.Module, *, eos: Sequence[int], max_new: int, fast: bool = True, token_budget: int | None = None
+        self,
+        model: nn.Module,
+        *,
+        eos: Sequence[int],
+        max_new: int,
+        fast: bool = True,
+        token_budget: int | None = None,
+        critic: nn.Module | None = None,
     ):
         super().__init__()
+        self.critic = None if critic is None else without_dropout(critic)
         self.model, self.eos, self.max_new = without_dropout(model), tuple(eos), max_new
         self.fast, self.token_budget = fast, token_budget
         unasked = "not asked for (fast: false)"
@@ -46,12 +55,24 @@ class HFPolicy(nn.Module):
             return plain_logp(self._logits, batch) if self._packed is None else self._packed.logp(batch)
 
     def kl(self, batch: Batch) -> Float[Tensor, "P K T"]:
-        """Exact KL to the base of an adapter, per token, in nats."""
-        if self._packed is None or not self.has_adapter:
-            why = self._why_plain or "a full fine-tune keeps its reference apart; write --lora.r 16"
-            raise ValueError(f"kl per token is said by packed policies with an adapter only: {why}")
+        """Exact KL per token, in nats, to the base of an adapter or to what `measure_against` was given."""
+        if self._packed is None:
+            raise ValueError(f"kl per token is said by packed policies only, and this one is not: {self._why_plain}")
         with self._checkpointing():
             return self._packed.kl(batch)
+
+    def measure_against(self, reference: "Reference") -> None:
+        """Let `kl` be to this reference; with an adapter it is to the base in any case."""
+        if self._packed is not None and not self.has_adapter:
+            other = reference._policy.model
+            self._packed = packed.Packed(self.model, token_budget=self.token_budget, reference=other)
+
+    def value(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        """What the critic expects before each response token."""
+        if self.critic is None:
+            raise ValueError("value is said by a critic, and this policy has none")
+        said: Any = self.critic.value  # type: ignore[union-attr]
+        return said(batch)
 
     def entropy(self, batch: Batch) -> Float[Tensor, "P K T"]:
         if self._packed is None:
@@ -62,7 +83,7 @@ class HFPolicy(nn.Module):
         """An objective's loss on a batch; see `train.evaluate`."""
         if unknown := [name for name in sorted(wanted) if not hasattr(self, name)]:
             raise ValueError(f"the objective reads {unknown[0]}, which a causal LM without further heads cannot say")
-        if self._packed is None:
+        if self._packed is None or "value" in wanted:  # a critic's values are of no tile of the output layer
             return apply(batch, {name: getattr(self, name)(batch) for name in wanted})
         with self._checkpointing():
             return self._packed.evaluate(batch, wanted, apply)

@@ -1,4 +1,5 @@
-"""The reward model: a transformer's body with one linear output, read at the last token of a response.
+"""The reward model: a transformer's body with one linear output, read at the last token of a response; or, as a critic,
+before each of its tokens.
 
 On disk it is a transformers sequence-classification directory, which says the same numbers there. The padded path
 only: each response is a row with its prompt in front.
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from modeseek.batch import PK, Batch
+from modeseek.batch import PK, PKT, Batch
 
 Precision = Literal["auto", "float32", "bfloat16"]  # auto: as it is stored
 
@@ -49,6 +50,21 @@ class RewardModel(nn.Module):
         scores = said.new_full(batch.present.shape, float("nan"))
         scores[batch.present] = said
         return scores
+
+    def value(self, batch: Batch) -> PKT:
+        """What a critic expects before each response token, from the token before it; zero where masked."""
+        tokens, mask = rows(batch)
+        body: Any = self.model.base_model
+        hidden = body(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        head: Any = self.model.get_submodule("score")
+        said = head(hidden)[..., 0]  # [N, L]
+        said = said if said.dtype == torch.float64 else said.float()
+        where = batch.mask & batch.present[..., None]
+        before = batch.prompt_mask.sum(1)[:, None, None] + where.cumsum(-1) - 2  # [P, K, T]: the token before
+        assert (batch.prompt_mask.any(1)).all(), "a prompt has at least its first token"
+        found = said.new_zeros(batch.mask.shape)
+        values = said.gather(1, before[batch.present].clamp(min=0))
+        return found.masked_scatter(batch.present[..., None].expand_as(where), values).masked_fill(~where, 0.0)
 
     def save(self, path: str | Path, tokenizer: Any = None) -> None:
         """A directory that transformers loads, the tokenizer beside it.
