@@ -1,6 +1,8 @@
 """Every shipped config, as it stands, on a small GPT that can say what a transformers policy can."""
 
 import copy
+import dataclasses
+import functools
 import math
 import typing
 from dataclasses import replace
@@ -12,14 +14,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from modeseek.batch import Batch
-from modeseek.build import needs_reference, refuse, scores, stage_of
+from modeseek.build import corrected, corrects_itself, needs_reference, refuse, scores, stage_of
 from modeseek.catalogue import rows
 from modeseek.config import Hybrid, Offline, OnPolicy, from_dict, names, read_tree
-from modeseek.objectives import AnyObjective
+from modeseek.objectives import AnyObjective, max_age
 from modeseek.policies.causal import plain_logp
 from modeseek.policies.gpt import gpt_policy
 from modeseek.rewards import Length
-from modeseek.sources import hybrid, offline, on_policy
+from modeseek.sources import OnPolicy as OnPolicySource
+from modeseek.sources import Sampler, hybrid, offline
 from modeseek.train import fit
 
 P, V, T = 16, 5, 3
@@ -46,8 +49,11 @@ class Speaker(nn.Module):
         """To the uniform distribution."""
         return math.log(V) * batch.mask - self.entropy(batch)
 
+    def collision(self, batch):
+        return (2 * self._vocabulary(batch)).logsumexp(-1).masked_fill(~batch.mask, 0.0)
+
     def value(self, batch):
-        return self.worth[: batch.response.shape[2]].expand(batch.response.shape)
+        return self.worth[: batch.response.shape[2]].expand(batch.response.shape).clone()
 
     def _vocabulary(self, batch):
         every = [replace(batch, response=torch.full_like(batch.response, v)) for v in range(V)]
@@ -85,21 +91,106 @@ def data():
     rng = torch.Generator().manual_seed(0)
     told = [[torch.randint(1, V, (n,), generator=rng).tolist() for n in (1 + p % T, T)] for p in range(P)]
     batch = Batch.of([[1 + p % 4, 2] for p in range(P)], told)
-    return batch.fill(margin=torch.linspace(0.1, 1, P, dtype=torch.float64))
+    return batch.fill(margin=torch.linspace(0, 1, P, dtype=torch.float64))
 
 
 def source_of(run, policy):
     match run.source:
         case Offline():
-            return offline(data(), P)
-        case OnPolicy(num_generations=k):
-            return on_policy(policy, replace(data(), columns={}), P, k)
+            return offline(data(), run.prompts_per_round)
+        case OnPolicy(num_generations=k, temperature=t, top_p=p, top_k=n):
+            sampler = Sampler(policy=policy, k=k, temperature=t, top_p=p, top_k=n)
+            return OnPolicySource(sampler, offline(replace(data(), columns={}), run.prompts_per_round))
         case Hybrid(num_generations=k):
-            return hybrid(policy, data(), P, k)
+            return hybrid(policy, data(), run.prompts_per_round, k)
 
 
 def asks_a_reward(run):
     return any(spec.name == "score" for spec in run.stages)
+
+
+def trained(run):
+    """The weights after the run on the small GPT, from the same start and the same draws."""
+    torch.manual_seed(0)
+    run = replace(run, reward=Length() if asks_a_reward(run) else None)
+    refuse(run)
+    policy = Scorer() if scores(run) else Speaker()
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    for x in policy.parameters():  # a few steps on: at the reference itself some gradients are zero
+        x.data += 0.1 * torch.randn_like(x)
+    parts = {"policy": policy, "reference": reference if needs_reference(run) else None, "reward": reward}
+    stages, live = ([stage_of(spec, parts) for spec in specs] for specs in (run.stages, corrected(run)))
+    fit(policy, run.objective, source_of(run, policy), stages, run, before=live)
+    return torch.cat([x.detach().flatten() for x in policy.parameters()])
+
+
+def others(value, kind):
+    """Values of an option that are not the one it has."""
+    choices = [c for part in [kind, *typing.get_args(kind)] for c in typing.get_args(part) if isinstance(c, str)]
+    if choices:
+        return [c for c in choices if c != value]
+    if isinstance(value, bool) or bool in (kind, *typing.get_args(kind)):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value + 7]
+    if isinstance(value, float):
+        return [value * 2 + 0.05, value / 50, 0.7]
+    return [0.01, 0.3] if value is None else []
+
+
+def perturbed(run):
+    """The run with one option of its objective, source or dials changed, under the option's name."""
+    for part in ("objective", "source"):
+        for option, changed in variants(getattr(run, part)):
+            yield f"{part}.{option}", [{part: other} for other in changed]
+    yield "prompts_per_round", [{"prompts_per_round": 5}]
+    yield "minibatch", [{"minibatch": 3}]
+    yield "passes", [{"passes": 3, "minibatch": 4}]
+    yield "correction", [{"correction": "ratio", "passes": 3}]
+
+
+def variants(part):
+    """A dataclass with one field changed, inside a nested one too."""
+    kinds = typing.get_type_hints(type(part))
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            for option, changed in variants(value):
+                yield f"{field.name}.{option}", [lambda c=c, f=field.name: replace(part, **{f: c()}) for c in changed]
+        else:
+            changed = others(value, kinds[field.name])
+            yield field.name, [functools.partial(replace, part, **{field.name: v}) for v in changed]
+
+
+BUSY = {"max_steps": 6, "learning_rate": 0.05, "prompts_per_round": 8}
+NOT_HERE = "nothing to learn from"  # what a run says whose groups all tie
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_option_of_a_method_is_without_effect(name):
+    """Each option, changed alone, changes the weights or is refused."""
+    run = replace(RUNS[name], **BUSY, minibatch=4 if may_reuse(RUNS[name]) else None)
+    base = trained(run)
+    assert [option for option, changes in perturbed(run) if not any(heard(run, c, base) for c in changes)] == []
+
+
+def may_reuse(run):
+    """Whether its clip or its ratio can have something to do."""
+    return max_age(run.objective) is None and (corrects_itself(run) or run.minibatch is not None)
+
+
+def heard(run, change, base):
+    """Whether a change does something, or is refused."""
+    try:
+        made = {key: value() if callable(value) else value for key, value in change.items()}
+        return not torch.equal(trained(replace(run, **made)), base)
+    except ValueError:
+        return True
+    except RuntimeError as error:
+        if NOT_HERE not in str(error):
+            raise
+        return True
 
 
 @pytest.mark.parametrize("name", SHIPPED)

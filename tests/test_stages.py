@@ -54,6 +54,7 @@ from modeseek.stages import (
     refer,
     refer_old,
     reward_to_go,
+    reweigh,
     score,
     share_tokens,
     standardise_reward,
@@ -485,6 +486,24 @@ def test_a_pair_weighs_what_the_policy_makes_of_it():
     assert on_policy_weight(policy)(likely).weight.item() == 1
     with pytest.raises(ValueError, match="alignment: sampled"):
         on_policy_weight(policy.policy)
+
+
+def test_reweighed_old_samples_have_the_gradient_of_fresh_ones():
+    """One prompt, two actions a group: the mean over all groups of the old policy, weighed by pi / pi_old, is the
+    gradient over groups of the policy of now; the clipped one never weighs more than the old one."""
+    old, now = torch.tensor([0.5, 0.3, 0.2]), Bandit(torch.tensor([[0.1, 0.9, -0.4]], dtype=torch.float64))
+    pairs = [(a, b) for a in range(3) for b in range(3)]
+    drawn = Batch.of([[0]] * 9, [[[a], [b]] for a, b in pairs])
+    drawn = dataclasses.replace(drawn, fresh=drawn.present).fill(old_logp=old[drawn.response].double().log())
+    pi = now.logits.detach()[0].softmax(-1)
+    ratio = torch.stack([pi[a] * pi[b] / (old[a] * old[b]) for a, b in pairs])
+    torch.testing.assert_close(reweigh(now, "ratio")(drawn).weight.double(), ratio.double())
+    torch.testing.assert_close(reweigh(now)(drawn).weight.double(), ratio.double().clamp(max=1))
+    chance = torch.stack([old[a] * old[b] for a, b in pairs])
+    cost = torch.tensor([1.0, -2.0, 0.5])  # of the group: the product of its actions' costs
+    want = sum(pi[a] * pi[b] * cost[a] * cost[b] for a, b in pairs)
+    got = sum(chance * reweigh(now, "ratio")(drawn).weight * torch.stack([cost[a] * cost[b] for a, b in pairs]))
+    assert float(got) == pytest.approx(float(want), rel=1e-6)
 
 
 def test_collision_and_entropy_of_the_test_model_sum_over_the_vocabulary():

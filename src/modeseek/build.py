@@ -17,7 +17,7 @@ from modeseek.config import Hybrid, Offline, OnPolicy, Run, StageSpec, to_dict
 from modeseek.data.files import read, split_holdout
 from modeseek.data.records import Record
 from modeseek.data.tokenise import Groups, Responses, Template, tokenise
-from modeseek.objectives import may_read, reads
+from modeseek.objectives import max_age, may_read, reads
 from modeseek.policies.hf import HFPolicy, Reference, end_tokens, load_model
 from modeseek.rewards import Prompts, build_reward, by_tokens
 from modeseek.rewards.model import RewardModel
@@ -85,7 +85,7 @@ def build(run: Run) -> Parts:
         source_of(run, policy, train),
         [stage_of(spec, parts) for spec in run.stages],
         run,
-        [stage_of(spec, parts) for spec in run.before],
+        [stage_of(spec, parts) for spec in corrected(run)],
         optimiser_of(run, device),
     )
     card = describe(run, policy, template, counts)
@@ -127,6 +127,12 @@ def refuse(run: Run) -> None:
         )
     if run.reward is not None and not reads_reward and not run.eval_prompts:
         raise ValueError("reward: given, but no stage scores and eval_prompts is 0, so nothing would read it")
+    if run.correction != "none" and corrects_itself(run):
+        other = "write objective.correction" if hasattr(run.objective, "correction") else "it reads old_logp"
+        raise ValueError(f"correction: {type(run.objective).__name__} has its own ({other}); leave it out")
+    named = getattr(run.objective, "correction", None) or (run.correction if run.correction != "none" else None)
+    if named and not reuses(run):
+        raise ValueError(f"correction: {named}, but no own sample is used twice: set passes or minibatch too")
     if run.critic and not needs_critic(run):
         raise ValueError(
             f"critic: given, but {run.method or 'this method'} reads no value; `modeseek train ppo_critic` does"
@@ -257,6 +263,24 @@ def stage_of(spec: StageSpec, parts: Mapping[str, Any]) -> Stage:
     return made(**{n: parts[n] for n in parameters if n in parts}, **spec.options)
 
 
+def corrected(run: Run) -> tuple[StageSpec, ...]:
+    """The stages before every optimiser step, with the correction of old samples in front where one is named."""
+    if run.correction == "none":
+        return run.before
+    return (StageSpec(name="reweigh", options={"correction": run.correction}), *run.before)
+
+
+def reuses(run: Run) -> bool:
+    """Whether an optimiser step may see own samples of an older policy."""
+    steps = run.passes * -(-run.prompts_per_round // (run.minibatch or run.prompts_per_round))
+    return samples(run) and steps > 1 and run.max_age != 0 and max_age(run.objective) != 0
+
+
+def corrects_itself(run: Run) -> bool:
+    """Whether the objective has a ratio to the policy that sampled."""
+    return "old_logp" in reads(run.objective) or hasattr(run.objective, "correction")
+
+
 def needs_critic(run: Run) -> bool:
     """Whether the objective or a stage asks what a state is worth."""
     return "value" in reads(run.objective) or _has(run, "recall_value")
@@ -312,7 +336,9 @@ def describe(run: Run, policy: HFPolicy | RewardModel, template: Template, count
     objective = run.objective
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     warnings = []
-    if getattr(objective, "correction", None) == "none":
+    if getattr(objective, "correction", None) == "none" or (
+        run.correction == "none" and reuses(run) and not corrects_itself(run)
+    ):
         warnings.append("correction: none uses old samples as if they were fresh: the gradient is biased")
     dropped = sum(counts["train"].get("dropped", {}).values())
     if dropped:

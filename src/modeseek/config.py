@@ -91,6 +91,9 @@ class Run(Steps):
     )
     # how much
     prompts_per_round: int = 16  # B: prompts drawn before the stages run
+    # own samples older than one step, for objectives without a correction of their own: `ratio` weighs a group by
+    # pi / pi_old, `clip` by that but at most 1, `none` uses them as they are, which is biased (and the card says so)
+    correction: Literal["none", "clip", "ratio"] = "none"
     num_train_epochs: int | None = None  # instead of max_steps: times the data is gone through
     # text
     max_length: int = 1024  # tokens of prompt and response together

@@ -96,3 +96,9 @@ def test_a_critic_values_the_state_before_each_token(tiny):
 def test_a_batch_without_prompts_has_no_log_probabilities(tiny):
     policy = HFPolicy(load_model(str(tiny)), eos=[2], max_new=5)
     assert policy.logp(batch().prompts(torch.zeros(2, dtype=torch.bool))).shape == (0, 2, 3)
+
+
+def test_collision_is_the_chance_that_two_draws_agree(tiny):
+    policy = HFPolicy(load_model(str(tiny), dtype="float64"), eos=[2], max_new=5)
+    want = everywhere(policy).exp().square().sum(-1).log().masked_fill(~batch().mask, 0.0)
+    torch.testing.assert_close(policy.collision(batch()), want, rtol=1e-9, atol=1e-9)

@@ -79,6 +79,12 @@ class HFPolicy(nn.Module):
             raise ValueError(f"entropy is said by packed policies only, and this one is not: {self._why_plain}")
         return self._packed.entropy(batch)
 
+    def collision(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        """log sum_v pi(v)^2 at each response token, without gradient."""
+        if self._packed is None:
+            raise ValueError(f"collision is said by packed policies only, and this one is not: {self._why_plain}")
+        return self._packed.collision(batch)
+
     def evaluate(self, batch: Batch, wanted: frozenset[str], apply: Callable[[Batch, dict[str, Tensor]], Any]) -> Any:
         """An objective's loss on a batch; see `train.evaluate`."""
         if unknown := [name for name in sorted(wanted) if not hasattr(self, name)]:

@@ -68,6 +68,17 @@ class Packed:
         self._check(frozenset({"kl"}))
         return self._say(batch, ("kl",))["kl"]
 
+    @torch.no_grad()
+    def collision(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        """log sum_v pi(v)^2 of the distribution that each response token was drawn from; zero where there is none."""
+        found = []
+        for part in split(batch, self.token_budget):
+            row = pack(part)
+            tiles = self._states(row).split(self._head.tile)
+            said = [(2 * self._head.log_softmax(h)).logsumexp(-1) for h in tiles]
+            found.append(_scattered(torch.cat(said), row.mask))
+        return torch.cat(found)
+
     def evaluate(self, batch: Batch, wanted: frozenset[str], apply: Callable[[Batch, dict[str, Tensor]], Loss]) -> Loss:
         """An objective's loss, applied to whole prompts while their logits are live; see `train.evaluate`."""
         self._check(wanted)

@@ -165,6 +165,25 @@ def on_policy_weight(policy: Any, alignment: Literal["sampled", "none"] = "sampl
     return stage
 
 
+def reweigh(policy: Policy, correction: Literal["clip", "ratio"] = "clip") -> Stage:
+    """Weigh each prompt by pi / pi_old of its own samples together: the off-policy correction of any objective.
+
+    A group is drawn from the product of its responses' probabilities, so that product is what the ratio is of: `ratio`
+    is unbiased whatever the loss makes of the group, as long as no stage has dropped some of its responses. `clip` lets
+    it count at most 1 (truncated importance sampling): biased, and of bounded variance. Under `before`: at age 0 every
+    ratio is 1.
+    """
+
+    @torch.no_grad()
+    def stage(batch: Batch) -> Batch:
+        own = batch.fresh & batch.present
+        log_ratio = seq(policy.logp(batch) - batch["old_logp"], batch.mask).masked_fill(~own, 0.0).sum(-1)
+        ratio = (log_ratio.clamp(max=0.0) if correction == "clip" else log_ratio).exp()
+        return dataclasses.replace(batch, weight=batch.weight * ratio.to(batch.weight.dtype))
+
+    return stage
+
+
 @dataclass
 class MovingReference:
     """Fill `ref_logp` from a reference that follows the policy (TR-DPO), instead of `refer`.
