@@ -1,0 +1,288 @@
+"""TRL 1.x: the trainers' configs as YAML or as `trl dpo --flags`. Defaults as of 1.16."""
+
+from __future__ import annotations
+
+from modeseek.migrate import batch
+from modeseek.migrate.translation import Given, Said, Translation
+
+TRAINER = {"num_train_epochs": 3, "lr_scheduler_type": "linear", "per_device_train_batch_size": 8}
+TRAINER |= {"gradient_accumulation_steps": 1, "seed": 42, "max_grad_norm": 1.0, "bf16": True}
+DEFAULTS = {
+    "dpo": {"beta": 0.1, "learning_rate": 1e-6, "max_length": 1024, "loss_type": "sigmoid"},
+    "kto": {"beta": 0.1, "learning_rate": 1e-6, "max_length": 1024, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+    "orpo": {"beta": 0.1, "learning_rate": 1e-6, "max_length": 1024},
+    "cpo": {"beta": 0.1, "learning_rate": 1e-6, "max_length": 1024, "loss_type": "sigmoid", "cpo_alpha": 1.0},
+    "sft": {"learning_rate": 2e-5, "max_length": 1024},
+    "reward": {"learning_rate": 1e-4, "max_length": 1024},
+    "grpo": {
+        "beta": 0.0,
+        "learning_rate": 1e-6,
+        "num_generations": 8,
+        "max_completion_length": 256,
+        "epsilon": 0.2,
+        "num_iterations": 1,
+        "loss_type": "dapo",
+        "temperature": 1.0,
+    },
+    "rloo": {
+        "beta": 0.05,
+        "learning_rate": 1e-6,
+        "num_generations": 2,
+        "max_completion_length": 256,
+        "temperature": 1.0,
+        "num_iterations": 1,
+    },
+    "online_dpo": {"beta": 0.1, "learning_rate": 5e-7, "max_new_tokens": 64, "temperature": 0.9},
+}
+PAIRS = {
+    "sigmoid": "dpo",
+    "hinge": "hinge",
+    "ipo": "ipo",
+    "exo_pair": "exo",
+    "nca_pair": "nca",
+    "robust": "robust_dpo",
+    "bco_pair": "bco",
+    "sppo_hard": "sppo_hard",
+    "aot": "aot",
+    "aot_unpaired": "aot_unpaired",
+    "apo_zero": "apo_zero",
+    "apo_down": "apo_down",
+    "discopop": "disco_pop",
+    "sft": "pref_ft",
+    "sigmoid_norm": "dpo_norm",
+    "simpo": "simpo",
+}
+UNNEEDED = {
+    "output_dir": "say --output_dir when training",
+    "gradient_checkpointing_kwargs": "non-reentrant in any case",
+    "precompute_ref_log_probs": "the reference is asked once where it can be",
+    "padding_free": "no padding reaches the model where the model allows it",
+    "use_liger_kernel": "the output layer is fused and runs on responses only",
+    "use_logits_to_keep": "the output layer runs on responses only",
+    "remove_unused_columns": "columns that are not read are not loaded",
+    "truncation_mode": "prompts lose their left side",
+    "logging_strategy": "by steps",
+    "save_strategy": "by steps",
+    "eval_strategy": "by steps",
+    "do_eval": "held-out rows are always evaluated",
+    "per_device_eval_batch_size": "changes speed only",
+    "dataloader_num_workers": "the data are in memory",
+    "dataset_num_proc": "changes speed only",
+    "disable_dropout": "dropout is off in both models",
+    "attn_implementation": "the run card says which path attention takes",
+    "logging_first_step": "every step is logged by default",
+    "log_completions": "samples are in samples.jsonl",
+    "push_to_hub": "see `modeseek export --push`",
+    "hub_model_id": "see `modeseek export --push`",
+    "overwrite_output_dir": "a run is never overwritten",
+    "use_vllm": "sampling has its own cache; a server can sample too",
+    "vllm_mode": "sampling has its own cache",
+    "vllm_gpu_memory_utilization": "sampling has its own cache",
+    "run_name": "the output directory names the run",
+    "ddp_find_unused_parameters": "changes speed only",
+    "accelerate_config": "see docs/distributed.md",
+    "num_processes": "see docs/distributed.md",
+    "generate_during_eval": "held-out prompts are always answered (eval_prompts)",
+    "dataset_test_split": "held-out rows are split off by prompt; write eval_data for a file",
+    "use_peft": "lora stands for it",
+}
+
+
+def trainer_of(given: Given) -> str:
+    """Which trainer's config it is, from the keys that only one of them has."""
+    keys = given.keys
+    if {"num_generations", "epsilon", "num_iterations"} & keys.keys():
+        return "rloo" if "rloo_k" in keys or "normalize_advantages" in keys else "grpo"
+    if {"desirable_weight", "undesirable_weight"} & keys.keys():
+        return "kto"
+    return "cpo" if "cpo_alpha" in keys or "simpo_gamma" in keys else "dpo"
+
+
+def translate(out: Translation, given: Given, trainer: str, devices: int) -> None:
+    """Fill `out` from a TRL config."""
+    if trainer not in DEFAULTS:
+        raise ValueError(f"trainer: {trainer!r}, expected one of {', '.join(DEFAULTS)}")
+    given.defaults = {**TRAINER, **DEFAULTS[trainer]}
+    _method(out, given, trainer)
+    out.set("model", given.take("model_name_or_path", "model"))
+    _data(out, given)
+    out.set("learning_rate", given.take("learning_rate"), float)
+    own = trainer in ("grpo", "rloo", "online_dpo")
+    batch.pairs(
+        out, given, micro="per_device_train_batch_size", accumulation="gradient_accumulation_steps", devices=devices
+    )
+    if own:
+        _own_samples(out, given, trainer)
+    batch.epochs_or_steps(out, given, "num_train_epochs")
+    batch.warmup(out, given, "warmup_ratio", "warmup_steps")
+    batch.schedule(out, given.take("lr_scheduler_type"))
+    for theirs in ("max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2"):
+        out.set(theirs, given.take(theirs), float)
+    for theirs in ("seed", "eval_steps", "save_steps", "logging_steps", "save_total_limit"):
+        out.set(theirs, given.take(theirs), int)
+    for theirs in ("gradient_checkpointing", "load_in_4bit", "trust_remote_code"):
+        out.set(theirs, given.take(theirs), bool)
+    out.set("bf16", given.take("bf16"), bool)
+    out.set("max_length", given.take("max_length"), int)
+    out.set("max_completion_length", given.take("max_completion_length", "max_new_tokens"), int)
+    batch.lora(out, given.take("lora_r"), given.take("lora_alpha"), given.take("lora_target_modules"))
+    report = given.take("report_to")
+    known = ("tensorboard", "wandb", "trackio")
+    out.set("report_to", report, lambda v: [x for x in (v if isinstance(v, list) else [v]) if x in known])
+    prompt = given.take("max_prompt_length")
+    if prompt is not None:
+        out.lose(prompt.origin, "one budget for prompt and response (max_length); prompts lose their left side")
+    out.differs.append(
+        "a response that does not fit max_length is dropped and counted; TRL cuts it, as truncate_responses: true does"
+    )
+
+
+def _method(out: Translation, given: Given, trainer: str) -> None:
+    named = given.take("loss_type")
+    if trainer == "grpo":
+        _grpo(out, given, named)
+        return
+    if trainer not in ("dpo", "cpo"):
+        method = {"sft": "pref_ft", "reward": "reward_model"}.get(trainer, trainer)
+        out.choose(method, f"TRL's {trainer} trainer")
+        if trainer in ("kto", "orpo", "online_dpo"):
+            out.set("objective.beta", given.take("beta"), float)
+        if trainer == "kto":
+            out.set("objective.desirable", given.take("desirable_weight"), float)
+            out.set("objective.undesirable", given.take("undesirable_weight"), float)
+        if trainer == "rloo":
+            out.set("stages.kl_shaped.beta", given.take("beta"), float)
+        return
+    losses = named.value if named and isinstance(named.value, list) else [named.value if named else "sigmoid"]
+    weights = given.take("loss_weights")
+    origin = named.origin if named else "loss_type"
+    first = str(losses[0])
+    if first not in PAIRS:
+        raise ValueError(f"loss_type: {first!r} is none that this knows: {', '.join(PAIRS)}")
+    method = PAIRS[first]
+    if trainer == "cpo":
+        method = {"dpo": "cpo"}.get(method, method)
+    if len(losses) == 2 and losses[1] == "sft":
+        method = "rpo"
+        shares = weights.value if weights else [1.0, 1.0]
+        out.set("objective.nll", Said(shares[1] / shares[0], weights.origin if weights else f"{origin}, equal weights"))
+        out.set(
+            "objective.inner", Said({"type": "dpo", "beta": float((given.take("beta") or Said(0.1, "")).value)}, "beta")
+        )
+    elif len(losses) > 1:
+        out.lose(origin, f"only one loss beside sft can be combined; {first} is written")
+    out.choose(method, origin)
+    _pair_options(out, given, method, trainer)
+
+
+def _pair_options(out: Translation, given: Given, method: str, trainer: str) -> None:
+    beta = given.take("beta")
+    if method == "ipo":
+        out.set("objective.tau", beta, float)
+        out.set("objective.logp_reduction", Said("mean", "TRL's ipo averages over tokens"))
+        out.differs.append(
+            "TRL's beta of ipo is our tau; the paper sums over tokens (logp_reduction: sum), TRL averages"
+        )
+    elif method not in ("rpo", "pref_ft"):
+        out.set("objective.beta", beta, float)
+    smoothing = given.take("label_smoothing")
+    if smoothing is not None and float(smoothing.value):
+        if method in ("dpo", "exo", "robust_dpo", "simpo"):
+            out.set("objective.label_smoothing", smoothing, float)
+        else:
+            out.lose(smoothing.origin, f"{method} has no label smoothing")
+    if method == "simpo":
+        gamma = given.take("simpo_gamma") or Said(0.5, "TRL's default of simpo_gamma")
+        out.set("objective.gamma", gamma, float)
+    if trainer == "cpo":
+        alpha = given.take("cpo_alpha")
+        if method == "cpo":
+            out.set("objective.nll", alpha, float)
+            out.set("objective.nll_reduction", Said("mean", "TRL's cpo averages the likelihood over tokens"))
+    if method == "bco":
+        out.differs.append(
+            "TRL's bco_pair is pairwise and keeps its midpoint by an exponential mean; ours is of all seen so far"
+        )
+    ratio = given.take("ld_alpha")
+    if ratio is not None and method == "dpo":
+        out.choose("ld_dpo", ratio.origin)
+        out.set("objective.alpha", ratio, float)
+
+
+def _grpo(out: Translation, given: Given, named: Said | None) -> None:
+    kind = str(named.value) if named else "dapo"
+    reductions = {"grpo": "mean", "bnpo": "minibatch_mean", "dapo": "minibatch_mean", "dr_grpo": "sum"}
+    if kind not in reductions:
+        raise ValueError(f"loss_type: {kind!r} is none that this knows: {', '.join(reductions)}")
+    level = given.take("importance_sampling_level")
+    if level is not None and level.value == "sequence":
+        out.choose("gspo", level.origin)
+    else:
+        out.choose("grpo", named.origin if named else "TRL's default")
+        out.set("objective.logp_reduction", Said(reductions[kind], named.origin if named else "loss_type"))
+        out.set("objective.kl", given.take("beta"), float)
+        if reductions[kind] == "minibatch_mean":
+            out.set("before", Said(["share_tokens"], f"loss_type: {kind} is a mean over the minibatch's tokens"))
+    out.set("objective.clip", given.take("epsilon"), float)
+    out.set("objective.clip_high", given.take("epsilon_high"), float)
+    scaled = given.take("scale_rewards")
+    if scaled is not None and scaled.value in (False, "none", "False"):
+        out.set("stages", Said(["score", "refer", "recall", "group_mean"], scaled.origin))
+    elif scaled is not None and scaled.value == "batch":
+        out.lose(scaled.origin, "rewards are scaled by their group's standard deviation here")
+    out.differs.append("TRL's dr_grpo divides by max_completion_length, a constant that only scales the learning rate")
+
+
+def _own_samples(out: Translation, given: Given, trainer: str) -> None:
+    k = given.take("num_generations") or Said(2, "two responses")
+    rows = out.entries["prompts_per_round"]
+    if trainer != "online_dpo":  # a row of TRL's batch is a completion
+        out.set("prompts_per_round", Said(max(1, int(rows.value) // int(k.value)), f"{rows.origin} / {k.origin}"))
+        if "microbatch" in out.entries:
+            micro = out.entries["microbatch"]
+            out.set("microbatch", Said(max(1, int(micro.value) // int(k.value)), f"{micro.origin} / {k.origin}"))
+    out.set("source.num_generations", k, int)
+    for key in ("temperature", "top_p", "top_k"):
+        said = given.take(key)
+        neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}[key]
+        if said is None or float(said.value) == neutral:
+            continue
+        if trainer == "online_dpo":
+            out.set(f"source.{key}", said, int if key == "top_k" else float)
+        else:
+            out.lose(said.origin, "an on-policy gradient needs samples of the whole distribution; left at neutral")
+    passes = given.take("num_iterations")
+    if passes is not None and int(passes.value) > 1:
+        out.set("passes", passes, int)
+    reward = given.take("reward_model_path", "reward_model_name_or_path", "reward_funcs")
+    if reward is None:
+        out.lose("reward", "none named in the file; say --reward when training")
+    else:
+        path = reward.value[0] if isinstance(reward.value, list) else reward.value
+        out.set("reward", Said({"type": "model", "path": str(path)}, reward.origin))
+        if isinstance(reward.value, list) and len(reward.value) > 1:
+            out.lose(reward.origin, "several rewards: write reward: {type: ensemble, ...}")
+
+
+def _data(out: Translation, given: Given) -> None:
+    out.set("data", given.take("dataset_name"))
+    out.set("split", given.take("dataset_train_split"))
+    subset = given.take("dataset_config")
+    if subset is not None:
+        out.lose(subset.origin, "a subset of a hub data set: save it as a file and name that")
+    several = given.take("datasets")
+    if several is not None:
+        parts = [
+            {
+                "path": d["path"],
+                **({"weight": float(d["fraction"])} if "fraction" in d else {}),
+                **_only(d, "split", "columns"),
+            }
+            for d in several.value
+        ]
+        out.set("mixture", Said(parts, several.origin))
+        out.differs.append("a mixture's weight counts each row so much; TRL's fraction takes a share of the rows")
+
+
+def _only(tree: dict, *names: str) -> dict:
+    return {name: tree[name] for name in names if name in tree}
