@@ -9,8 +9,13 @@ COMMANDS: dict[str, str] = {
     "quickstart": "show DPO, HyPO and online DPO on a small model, in about three minutes",
     "train": "train CONFIG --model M --data D: CONFIG is a YAML file or a method's name",
     "check": "check DATA [--model M]: is this data set sound?",
+    "collect": "collect MODEL PROMPTS --label SPEC: sample, choose, label, keep; export, import, status",
+    "label": "label STORE: a local page on which people say which response is better",
+    "iterate": "iterate CONFIG: rounds of collecting, training and evaluating",
     "evaluate": "evaluate POLICY --against REF --prompts P --reward R: did it work?",
     "report": "report RUN...: one HTML page of training runs",
+    "study": "study CONFIG: a grid of runs, claims tested over seeds, one page",
+    "import-config": "import-config TOOL FILE: a config of TRL, LLaMA-Factory, Axolotl or OpenRLHF as ours",
     "objectives": "the methods and objectives there are",
 }
 

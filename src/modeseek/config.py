@@ -113,6 +113,11 @@ class Run(Steps):
     token_budget: int | None = None  # tokens in memory at once where no gradient is kept; unset: all of a batch's
     trust_remote_code: bool = False  # run code that comes with the model
     device: str = "auto"
+    # many devices, under torchrun
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"  # fsdp: weights in pieces; auto: ddp, the whole on each device
+    fsdp_offload: bool = False  # keep the pieces in host memory between uses: needs CUDA devices
+    hang_timeout: int = 45  # seconds for which a rank may keep the others waiting before the run ends
+    background_saves: bool = False  # write checkpoints while training goes on
     # what is recorded
     logging_steps: int = 1
     eval_steps: int = 25  # optimiser steps between held-out evaluations; 0: only at the end
@@ -288,7 +293,7 @@ def reward_tree(spec: str) -> dict[str, Any]:
         key, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"reward: {part!r} in {spec!r}, expected key=value as in length:prefer=shorter")
-        tree[key] = yaml.safe_load(value)
+        tree[key] = yaml.safe_load(value) if value else ""  # `cache=` says that there is none
     return tree
 
 

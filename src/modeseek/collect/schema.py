@@ -1,0 +1,103 @@
+"""The preference store's tables: what was asked, what was answered and by whom, what was said of it, and when.
+
+A response is named by `key`: its prompt, its text, its writer and its draw, so that the same draw is never stored
+twice. A label is never overwritten: one that its author took back keeps its row with `undone` set.
+"""
+
+VERSION = 1
+
+TABLES = """
+create table if not exists facts (name text primary key, value text not null) without rowid;
+
+create table if not exists plans (
+    hash text primary key,                   -- of the plan's content: sha256, 16 hex digits
+    plan text not null                       -- JSON
+) without rowid;
+
+create table if not exists chunks (          -- a chunk is here exactly when all its rows are: one transaction
+    plan text not null references plans,
+    number integer not null,
+    counts text not null,                    -- JSON: prompts, responses, pairs, and what was left out and why
+    at real not null,
+    primary key (plan, number)
+) without rowid;
+
+create table if not exists drafts (          -- chunks that are sampled and not yet labelled
+    plan text not null references plans,
+    number integer not null,
+    groups text not null,                    -- JSON
+    primary key (plan, number)
+) without rowid;
+
+create table if not exists spent (           -- requests to a judge, counted before each is sent
+    plan text primary key references plans,
+    requests integer not null
+) without rowid;
+
+create table if not exists prompts (
+    id integer primary key,
+    key text not null unique,                -- sha256 of the text
+    prompt text not null,                    -- JSON: a text, or a list of {role, content}
+    source text not null                     -- the file that it came from
+);
+
+create table if not exists responses (
+    id integer primary key,
+    key text not null unique,
+    prompt integer not null references prompts,
+    response text not null,                  -- JSON, as a prompt
+    writer text not null,                    -- the policy's name: a folder, a hub name, a served model
+    policy_hash text not null,               -- sha256 of its weights, 16 hex digits; '' where they cannot be read
+    step integer,                            -- optimiser steps that the policy had taken, where its run says so
+    temperature real,
+    logp real,                               -- of the whole response under its writer, nats, at that temperature
+    tokens integer,
+    plan text not null,
+    chunk integer not null,
+    place integer not null,                  -- of its group in the chunk: one asking of the prompt
+    finished integer not null,               -- 0: cut off at the length limit
+    reward real,                             -- what the plan's labeller said of it, where it says a number
+    rewarded_by text,
+    at real                                  -- seconds since 1970
+);
+create index if not exists responses_of_plan on responses (plan, chunk, place);
+
+create table if not exists pairs (
+    id integer primary key,
+    prompt integer not null references prompts,
+    a integer not null references responses,
+    b integer not null references responses,
+    plan text,
+    chunk integer,
+    selected text not null,                  -- the strategy that chose the pair
+    wanted integer not null,                 -- labels that people are asked for
+    got integer not null default 0,          -- labels that people gave, without skips
+    unique (a, b)
+);
+create index if not exists pairs_waiting on pairs (id) where got < wanted;
+create index if not exists pairs_asked on pairs (wanted, got) where wanted > 0;
+
+create table if not exists labels (
+    id integer primary key,
+    pair integer not null references pairs,
+    annotator text not null,                 -- a person's name, or rule:..., model:..., judge:...
+    kind text not null check (kind in ('rule', 'model', 'judge', 'person', 'data')),
+    preferred text not null check (preferred in ('a', 'b', 'tie', 'skip')),
+    confidence real,                         -- the labeller's probability of its answer, where it has one
+    shown text not null check (shown in ('ab', 'ba', 'both', '')),  -- which stood first; both: asked twice
+    seconds real,                            -- that a person looked at it
+    note text not null default '',
+    client text unique,                      -- the id that the page gave its click: the same click counts once
+    at real not null,
+    undone real                              -- when its author took it back
+);
+create unique index if not exists one_label_each on labels (pair, annotator) where undone is null;
+create index if not exists labels_by on labels (annotator, kind, id, preferred) where undone is null;
+
+create table if not exists annotators (
+    name text primary key,
+    done_before integer not null default 0,  -- no pair below this id waits for this person
+    holds integer,                           -- the pair on their screen
+    since real
+) without rowid;
+"""

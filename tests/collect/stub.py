@@ -1,0 +1,67 @@
+"""An OpenAI-compatible server on this machine that answers as each test tells it."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Server(ThreadingHTTPServer):
+    """Answers chat completions with what `say` makes of a request's body: an object, or (status, bytes)."""
+
+    daemon_threads = True
+
+    def __init__(self, say: Callable[[dict[str, Any]], Any], models: tuple[str, ...] = ("m",)):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.say, self.models, self.asked = say, models, list[dict[str, Any]]()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self):
+        self._send(200, json.dumps({"data": [{"id": name} for name in self.server.models]}).encode())
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)
+        said = self.server.say(body)
+        self._send(*(said if isinstance(said, tuple) else (200, json.dumps(said).encode())))
+
+    def _send(self, status: int, content: bytes):
+        with contextlib.suppress(ConnectionError):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    def log_message(self, format, *args):
+        pass
+
+
+@contextlib.contextmanager
+def serving(say, **options):
+    server = Server(say, **options)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def chat(*texts: str, logps: list[list[float]] | None = None, reason: str = "stop") -> dict[str, Any]:
+    """A reply with these choices."""
+    choices = []
+    for i, text in enumerate(texts):
+        choice: dict[str, Any] = {"message": {"role": "assistant", "content": text}, "finish_reason": reason}
+        if logps is not None:
+            choice["logprobs"] = {"content": [{"token": "t", "logprob": x} for x in logps[i]]}
+        choices.append(choice)
+    return {"choices": choices}
