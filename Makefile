@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check fast lint docs bench clean
+.PHONY: demo test check fast lint docs bench study study-quick study-tune advice-regret test-browser clean
 
 demo: $(READY)
 	$(BIN)/modeseek quickstart
@@ -28,6 +28,22 @@ docs: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/rollout.py
+
+study: $(READY)
+	$(BIN)/modeseek study all --purpose report --output_dir runs/study/all
+
+study-quick: $(READY)
+	$(BIN)/modeseek study all --quick
+
+study-tune: $(READY)
+	$(BIN)/modeseek study all --tune
+
+advice-regret: $(READY)
+	$(BIN)/python benchmarks/advice_regret.py
+
+test-browser: $(READY)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	$(BIN)/pytest tests/browser -m browser
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache dist build

@@ -2,7 +2,8 @@
 
 The unit is the prompt. Several responses to one prompt average inside it first, for they are not independent;
 what is left is one number a prompt, and the interval says how it would vary over other prompts. Two policies
-are compared on the same prompts, so that what makes a prompt hard for both cancels.
+are compared on the same prompts, so that what makes a prompt hard for both cancels. A study's unit is the seed:
+what is said of prompts here holds of seeds there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
+from scipy.special import stdtr
 
 RESAMPLES = 2000
 _BCA_LIMIT = 5000  # prompts: BCa's jackknife is quadratic in them, and its correction vanishes as they grow
@@ -125,6 +127,75 @@ def share(
         level=level,
         interval=interval,
     )
+
+
+def bca(
+    values: ArrayLike, *, level: float = 0.95, seed: int = 0, resamples: int = RESAMPLES, name: str = "mean"
+) -> Estimate:
+    """The mean with a BCa bootstrap, which follows skew where Student's t cannot (Efron 1987).
+
+    Values that all agree have nothing to resample: the interval is a point. Below ten it covers less than it says.
+    """
+    x = _per_prompt(values, "values")
+    value = float(x.mean())
+    low, high = (value, value) if _agree(x) else _bootstrap(x, "BCa", level, seed, resamples)
+    return Estimate(
+        value=value,
+        low=low,
+        high=high,
+        n=len(x),
+        name=name,
+        standard_error=_standard_error(x),
+        level=level,
+        interval="BCa bootstrap",
+    )
+
+
+def p_above(values: ArrayLike, bound: float) -> float:
+    """Student's one-sided p-value of "the mean is not above `bound`": small where it clearly is.
+
+    Where all values agree there is no spread to test against, and agreement by chance must be reckoned with: it is then
+    the sign test's 2^-n above the bound. One value says nothing: 1.
+    """
+    x = _per_prompt(values, "values")
+    gap, error = float(x.mean()) - bound, _standard_error(x)
+    if len(x) < 2:
+        return 1.0
+    if _agree(x):
+        return 0.5 ** len(x) if gap > 0 else 1.0
+    return float(stdtr(len(x) - 1, -gap / error))
+
+
+def p_below(values: ArrayLike, bound: float) -> float:
+    """The same for "the mean is not below `bound`"."""
+    return p_above(-np.asarray(values, dtype=np.float64), -bound)
+
+
+def tost(values: ArrayLike, margin: float) -> float:
+    """p-value of "the mean is not within plus or minus `margin`": two one-sided tests (Schuirmann 1987).
+
+    It is small where the mean is shown to be near zero. A difference that is merely not significant is not.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin: found {margin}, expected a number above 0: no sample shows that a mean is exactly 0")
+    return max(p_above(values, -margin), p_below(values, margin))
+
+
+def holm(p: ArrayLike) -> Float[np.ndarray, " m"]:
+    """p-values adjusted for their number (Holm 1979), in the order given; the chance of any false one stays below each.
+
+    The i-th smallest of m, from 0, is multiplied by m - i, and is at least the one before it.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return adjusted
+
+
+def _agree(x: Float[np.ndarray, " P"]) -> bool:
+    """Whether the values differ by no more than rounding, which is no spread to test against or to resample."""
+    return bool(np.ptp(x) <= 1e-12 * np.abs(x).max())
 
 
 def _bootstrap(x: Float[np.ndarray, " P"], method: str, level: float, seed: int, resamples: int) -> tuple[float, float]:

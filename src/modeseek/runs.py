@@ -1,10 +1,14 @@
 """One training run, from its config to a model directory and a record of how it went."""
 
+import atexit
+import contextlib
 import shutil
 import signal
+import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,12 +21,14 @@ from safetensors.torch import save_file
 
 from modeseek import checkpoint
 from modeseek.batch import Batch
-from modeseek.build import Parts, build, samples
+from modeseek.build import Parts, build, corrected, device_of, optimiser_of, samples, source_of, stage_of
 from modeseek.config import Run, to_dict
 from modeseek.data.tokenise import Groups
+from modeseek.distributed import Team, shared
+from modeseek.distributed.shard import full_state, saved_as, shard
 from modeseek.estimate import Estimate, mean
 from modeseek.evaluate import answer
-from modeseek.objectives import BradleyTerry, pair_metrics
+from modeseek.objectives import BradleyTerry, may_read, pair_metrics, reads
 from modeseek.ops import seq
 from modeseek.policies.hf import HFPolicy
 from modeseek.record import Record, read
@@ -40,26 +46,29 @@ def train(config: Run, *, resume: bool = False, console: Console | None = None) 
     With `resume` the run goes on from its newest checkpoint, bit for bit on a CPU. Raises ValueError in the user's
     words before anything is spent, and NotFinite, with the batch saved, when a number is no longer finite.
     """
-    console = console or Console(stderr=True)
+    cuda = device_of(config.device).startswith("cuda")
+    with Team.start(config.parallel, cuda=cuda, hang_timeout=config.hang_timeout) as team:
+        return _train(config, team, resume, console or Console(stderr=True, quiet=not team.leads))
+
+
+def _train(config: Run, team: Team, resume: bool, console: Console) -> Path:
+    folder = Path(config.output_dir)
     parts = build(config)
-    run, loop, folder = parts.run, parts.loop, Path(config.output_dir)
-    found = checkpoint.latest(folder / "checkpoints") if resume else None
+    found = team.first(lambda: checkpoint.latest(folder / "checkpoints")) if resume else None
     if resume and found is None and (folder / "rows.jsonl").exists() is False:
         raise ValueError(f"resume: {folder} holds no run; leave --resume out to start one")
     for line in parts.card["warnings"]:
         console.print(f"[yellow]note[/] {line}", highlight=False)
     if found is not None:
-        _same_run(found, run)
+        _same_run(found, parts.run)
+    elif config.self_test:
+        parts.card["self_test"] = _prove(parts)
+    parts = spread(parts, team)
+    run, loop = parts.run, parts.loop
+    if found is not None:
         checkpoint.restore(found, loop)
-        record = Record.resume(folder, loop.step, run.report_to)
         console.print(f"resumed from step {loop.step} of {run.max_steps}")
-    else:
-        if run.self_test:
-            parts.card["self_test"] = _prove(parts)
-        if resume:
-            record = Record.resume(folder, 0, run.report_to)
-        else:
-            record = Record.start(folder, to_dict(run), parts.card, run.report_to)
+    record = _record(parts, folder, resume)
     watch = Watch(parts, record, folder)
     try:
         with watch.bar(console), _stopping_softly(watch):
@@ -69,8 +78,9 @@ def train(config: Run, *, resume: bool = False, console: Console | None = None) 
         if not watch.stopped and watch.evaluated_at != loop.step:
             watch.evaluate()
         watch.save()
+        watch.saver.wait(loop)
     except NotFinite as error:
-        path = folder / "not_finite.safetensors"
+        path = record.path / "not_finite.safetensors"
         save_file({k: v.contiguous() for k, v in error.batch.tensors().items()}, path)
         record.warn(f"{error}; the batch is in {path.name}")
         raise
@@ -81,6 +91,67 @@ def train(config: Run, *, resume: bool = False, console: Console | None = None) 
         return folder
     _export(parts, record, folder, watch)
     return folder
+
+
+def spread(parts: Parts, team: Team) -> Parts:
+    """The same parts over a team: weights in pieces where asked for, and what stages and sources ask shared out."""
+    if team.size == 1 and not team.sharded:
+        return parts
+    run, policy, reference = parts.run, parts.policy, parts.reference
+    refuse_sharded(run, policy, _device(parts).type) if team.sharded else team.agree(parts.loop.trainable.values())
+    if team.sharded:
+        shard(policy, team, bf16=run.bf16, offload=run.fsdp_offload)
+        if reference is not None and reference.module is not policy:
+            shard(reference.module, team, bf16=run.bf16, offload=run.fsdp_offload)
+    asked = {"policy": policy, "reference": reference, "reward": parts.reward}
+    given = {name: x if x is None else shared(x, team, run.microbatch) for name, x in asked.items()}
+    loop = Loop(
+        policy,
+        run.objective,
+        source_of(run, given["policy"], parts.train),
+        [stage_of(spec, given) for spec in run.stages],
+        run,
+        [stage_of(spec, given) for spec in corrected(run)],
+        optimiser_of(run, _device(parts).type),
+        team,
+    )
+    card = parts.card | {"devices": {"processes": team.size, "weights": "in pieces" if team.sharded else "whole"}}
+    if _device(parts).type == "cuda":
+        unverified = "parallel: several CUDA devices are unverified: no one has run this path on them"
+        card["warnings"] = [*card["warnings"], unverified]
+    return replace(parts, loop=loop, card=card)
+
+
+def refuse_sharded(run: Run, policy: HFPolicy | RewardModel, device: str) -> None:
+    """What cannot be honoured where weights are in pieces, in the user's words."""
+    if run.token_budget is not None:
+        raise ValueError(
+            "token_budget: fsdp needs as many passes on every rank; leave it out and write microbatch (prompts)"
+        )
+    if run.load_in_4bit or run.optim != "adamw":
+        raise ValueError("parallel: fsdp has not been run with 4-bit weights or 8-bit moments; write --parallel ddp")
+    if run.fsdp_offload and device != "cuda":
+        raise ValueError("fsdp_offload: the pieces are in host memory already; it needs CUDA devices")
+    if any(spec.name == "moving_reference" for spec in run.before):
+        raise ValueError("before.moving_reference: copies the policy, which fsdp keeps in pieces; write --parallel ddp")
+    if "kl" in reads(run.objective) | may_read(run.objective) and not getattr(policy, "has_adapter", False):
+        raise ValueError("objective: exact kl under fsdp is measured against LoRA's base only; write --lora.r 16")
+
+
+def _record(parts: Parts, folder: Path, resume: bool) -> Record:
+    """The run's record, which the leading rank writes; another rank's is thrown away."""
+    run, loop = parts.run, parts.loop
+    if not loop.team.leads:
+        loop.team.wait("opening the record")
+        aside = tempfile.mkdtemp(prefix="modeseek-")
+        atexit.register(shutil.rmtree, aside, ignore_errors=True)
+        return Record.start(aside, to_dict(run), parts.card)
+    if resume:
+        record = Record.resume(folder, loop.step, run.report_to)
+    else:
+        record = Record.start(folder, to_dict(run), parts.card, run.report_to)
+    loop.team.wait("opening the record")
+    return record
 
 
 @dataclass
@@ -99,8 +170,13 @@ class Watch:
     also: Callable[[Loop, Mapping[str, float]], bool | None] | None = None
 
     def __post_init__(self) -> None:
-        self.best, self.best_path = _best_so_far(self.record.path, self.parts.run)
-        steps = [row["step"] for row in read(self.record.path).rows if any(k.startswith("eval/") for k in row)]
+        team = self.parts.loop.team
+        self.saver = checkpoint.Saver(self.folder / "checkpoints", background=self.parts.run.background_saves)
+        self.best, self.best_path = team.first(lambda: _best_so_far(self.folder, self.parts.run))
+        rows = team.first(lambda: read(self.folder).rows)
+        steps = [row["step"] for row in rows if any(k.startswith("eval/") for k in row)]
+        if team.pulse is not None:
+            team.pulse.last_words = self._last_words
         self.evaluated_at = steps[-1] if steps else -1  # a resumed run does not measure the same step again
 
     def __call__(self, loop: Loop, row: dict[str, float]) -> bool:
@@ -113,6 +189,7 @@ class Watch:
         if run.save_steps and loop.step % run.save_steps == 0:
             self.save()
         self._tick(loop)
+        self.stopped = loop.team.any(self.stopped)
         if self.stopped:
             self.save()
         return self.stopped
@@ -136,16 +213,19 @@ class Watch:
         sign = 1 if parts.run.greater_is_better else -1
         if self.best is None or sign * row[metric] > sign * self.best:
             self.best = row[metric]
-            self.best_path = checkpoint.save(self.folder / "checkpoints", parts.loop, never_delete=None)
+            self.best_path = self.saver.save(parts.loop)
             self.record.card(best={"metric": metric, "value": self.best, "step": step})
             self.save()
 
     def save(self) -> None:
         """A checkpoint of now; older ones go, the best stays."""
-        keep = self.parts.run.save_total_limit
-        folder = self.folder / "checkpoints"
-        checkpoint.save(folder, self.parts.loop, keep=keep, never_delete=self.best_path)
-        checkpoint.prune(folder, keep, self.best_path)
+        self.saver.save(self.parts.loop, keep=self.parts.run.save_total_limit, never_delete=self.best_path)
+
+    def _last_words(self, message: str) -> str:
+        """Said by a process that answers, of one that does not."""
+        Record(self.folder).warn(message)
+        last = checkpoint.latest(self.folder / "checkpoints")
+        return f"The newest checkpoint is {last.name}: go on with --resume" if last else "There is no checkpoint yet"
 
     def bar(self, console: Console) -> Progress:
         """The progress bar: steps, rate, time left, and the numbers to look at."""
@@ -196,11 +276,12 @@ def _on_pairs(parts: Parts, data: Groups) -> dict[str, float]:
     for index in torch.arange(min(len(data), 256)).split(16):
         batch = data.prompts(index).to(_device(parts))
         batch = batch.prompts(batch.present[:, :2].all(-1))
+        policy, reference = _asked(parts, parts.policy), _asked(parts, parts.reference)
         if isinstance(parts.policy, RewardModel):
-            found = BradleyTerry()(parts.policy.score(batch)).metrics
+            found = BradleyTerry()(policy.score(batch)).metrics
         else:
-            logp = parts.policy.logp(batch)
-            ref = None if parts.reference is None else parts.reference.logp(batch)
+            logp = policy.logp(batch)
+            ref = None if reference is None else reference.logp(batch)
             found = pair_metrics(logp, batch.mask, ref, beta)
         for name, values in found.items():
             sums.setdefault(name, []).extend(values.tolist())
@@ -212,9 +293,8 @@ def _on_prompts(parts: Parts, data: Groups, index: torch.Tensor) -> tuple[dict[s
     none = lambda batch: torch.zeros(batch.fresh.shape, device=batch.fresh.device)
     prompts = data.prompts(index)
     assert isinstance(parts.policy, HFPolicy)
-    answers = answer(
-        parts.policy, prompts, parts.reward or none, reference=parts.reference, batch_size=32, seed=parts.run.seed
-    )
+    policy, reference, reward = (_asked(parts, x) for x in (parts.policy, parts.reference, parts.reward))
+    answers = answer(policy, prompts, reward or none, reference=reference, batch_size=32, seed=parts.run.seed)
     column = lambda read: torch.cat([read(b).flatten() for b in answers]).tolist()
     numbers: dict[str, Estimate] = {
         "eval/completions/mean_length": mean(column(lambda b: b.mask.sum(-1).float())),
@@ -256,20 +336,33 @@ def _prove(parts: Parts) -> dict[str, float]:
 
 def _export(parts: Parts, record: Record, folder: Path, watch: Watch) -> None:
     """The model directory: the best checkpoint's weights where one was asked for, else the last."""
+    loop, team, model = parts.loop, parts.loop.team, parts.policy.model
     if watch.best_path is not None:
-        checkpoint.load_weights(checkpoint.weights(watch.best_path), parts.loop.trainable)
+        checkpoint.load_weights(checkpoint.weights(watch.best_path, loop.trainable), loop.trainable)
     target = folder / "model"
     draft = folder / "model.draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    parts.policy.save(draft, parts.template.tokenizer)
     final = {name: value for name, value in watch.last.items() if name.startswith("eval/")}
-    counts = getattr(parts.reward, "counts", None)
+    counts = _summed(team.hear(getattr(parts.reward, "counts", None)))
+    state = full_state(model, team, trained_only=hasattr(model, "disable_adapter")) if team.sharded else None
+    with team.busy("writing the model"):
+        if team.leads:
+            shutil.rmtree(draft, ignore_errors=True)
+            with saved_as(model, state) if state is not None else contextlib.nullcontext():
+                parts.policy.save(draft, parts.template.tokenizer)
+            (draft / "README.md").write_text(model_card(parts, final))
+            shutil.rmtree(target, ignore_errors=True)
+            draft.rename(target)
     if counts:
-        record.card(reward_counts=dict(counts))
-    record.card(final=final, steps=parts.loop.step, model_directory=str(target.name))
-    (draft / "README.md").write_text(model_card(parts, final))
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
+        record.card(reward_counts=counts)
+    record.card(final=final, steps=loop.step, model_directory=str(target.name))
+    team.wait("the model is written")
+
+
+def _summed(counts: Sequence[Mapping[str, int] | None]) -> dict[str, int]:
+    every = Counter[str]()
+    for some in counts:
+        every.update(some or {})
+    return dict(every)
 
 
 def model_card(parts: Parts, final: Mapping[str, float]) -> str:
@@ -308,6 +401,7 @@ def model_card(parts: Parts, final: Mapping[str, float]) -> str:
 def _same_run(path: Path, run: Run) -> None:
     """A resumed run must be the run that was stopped; only how long and where it is shown may differ."""
     free = {"max_steps", "output_dir", "report_to", "save_steps", "save_total_limit", "self_test", "logging_steps"}
+    free |= {"parallel", "fsdp_offload", "hang_timeout", "background_saves"}
     before, now = read(path.parent.parent).config, to_dict(run)
     for key in sorted(before.keys() | now.keys()):
         if key not in free and before.get(key) != _plain(now.get(key)):
@@ -325,6 +419,11 @@ def _best_so_far(path: Path, run: Run) -> tuple[float | None, Path | None]:
     if not run.metric_for_best_model or not best:
         return None, None
     return best["value"], path / "checkpoints" / f"{checkpoint.PREFIX}{best['step']:08d}"
+
+
+def _asked(parts: Parts, model: Any) -> Any:
+    """Who is asked: the model, or all ranks together."""
+    return None if model is None else shared(model, parts.loop.team, parts.run.microbatch)
 
 
 def _device(parts: Parts) -> torch.device:

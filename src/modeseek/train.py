@@ -1,7 +1,7 @@
 """The loop: draw, prepare, step, watch. It knows neither policies nor rewards nor methods."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from modeseek.batch import Batch
+from modeseek.distributed import ALONE, Team
+from modeseek.distributed.team import whole
 from modeseek.objectives import Loss, Objective, call, max_age, may_read, reads
 from modeseek.ops import seq
 from modeseek.sources import Source, Stateful
@@ -76,10 +78,10 @@ def evaluate(objective: Objective, model: nn.Module, batch: Batch) -> Loss:
     fused = getattr(model, "evaluate", None)
     if fused is not None:
         return fused(batch, wanted, apply)
-    for name in wanted:
+    for name in sorted(wanted):
         if not hasattr(model, name):
             raise ValueError(f"{type(objective).__name__} reads {name}, which a {type(model).__name__} cannot say")
-    return apply(batch, {name: getattr(model, name)(batch) for name in wanted})
+    return apply(batch, {name: getattr(model, name)(batch) for name in sorted(wanted)})
 
 
 @dataclass
@@ -119,8 +121,9 @@ class Loop:
         steps: Steps,
         before: Sequence[Stage] = (),
         optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+        team: Team = ALONE,
     ):
-        self.model, self.objective, self.source, self.steps = model, objective, source, steps
+        self.model, self.objective, self.source, self.steps, self.team = model, objective, source, steps, team
         self.stages, self.before = list(stages), list(before)
         self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self.trainable:
@@ -137,7 +140,8 @@ class Loop:
         self.skipped = 0  # minibatches without a prompt to learn from
 
     def draw(self) -> Round:
-        """A new round: drawn, staged, measured and ordered."""
+        """A new round: drawn, staged, measured and ordered. Every rank of a team holds the same one."""
+        self.team.at("drawing a round", self.step)
         batch = self.source(self.rng)
         drawn = batch.weight
         batch = batch.fill(place=torch.arange(len(batch), device=batch.prompt.device))
@@ -237,15 +241,10 @@ class Loop:
         for group in self.optimiser.param_groups:
             group["lr"] = self.steps.rate(self.step)
         self.optimiser.zero_grad()
-        losses: list[Loss] = []
-        for micro in part.split(self.steps.microbatch):
-            with torch.autocast(micro.prompt.device.type, torch.bfloat16, enabled=self.steps.bf16):
-                loss = evaluate(self.objective, self.model, micro.trim())
-            if not loss.per_prompt.isfinite().all():
-                raise self._not_finite(micro, loss)
-            ((loss.per_prompt * micro.weight).sum() / divisor).backward()
-            losses.append(Loss(loss.per_prompt.detach(), loss.metrics))
-        norm = torch.nn.utils.clip_grad_norm_(list(self.trainable.values()), self.steps.max_grad_norm)
+        loss = self._gradients(part, divisor)
+        if not loss.per_prompt.isfinite().all():
+            raise self._not_finite(part, loss)
+        norm = whole(torch.nn.utils.clip_grad_norm_(list(self.trainable.values()), self.steps.max_grad_norm))
         if not norm.isfinite():
             raise self._not_finite(part, None)
         self.optimiser.step()
@@ -255,17 +254,48 @@ class Loop:
             "learning_rate": self.steps.rate(self.step - 1),
             "grad_norm": norm.item(),
         }
-        row |= {"loss": sum(float((x.per_prompt * m.weight).sum()) for x, m in self._with(losses, part)) / divisor}
-        row |= {**now.seen, **_means(losses, part.weight)}
+        row |= {"loss": float((loss.per_prompt * part.weight).sum()) / divisor}
+        row |= {**now.seen, **_means(loss, part.weight)}
         row |= {"sample_age": now.age - 1} if now.batch.fresh.any() else {}
         row |= {"epoch": _state_of(self.source)["epoch"]} if "epoch" in _state_of(self.source) else {}
         return row | ({"minibatches/skipped": self.skipped} if self.skipped else {})
 
-    def _with(self, losses: list[Loss], part: Batch) -> Iterator[tuple[Loss, Batch]]:
-        return zip(losses, part.split(self.steps.microbatch), strict=True)
+    def _gradients(self, part: Batch, divisor: float) -> Loss:
+        """Leave the minibatch's gradient in the parameters, and return its loss. Each rank passes over its prompts, and
+        over one for nothing where another has a pass more and needs this rank's piece of the weights."""
+        self.team.at("forward and backward", self.step)
+        mine, idle = self.team.portions(part, self.steps.microbatch)
+        losses = [self._pass(micro, divisor) for micro in mine]
+        for _ in range(idle):
+            self._pass(part.prompts(slice(0, 1)), divisor, counts=0.0)
+        self.team.add_gradients(self.trainable.values())
+        own = {"per_prompt": torch.cat([x.per_prompt for x in losses])} if losses else {}
+        own |= {name: torch.cat([x.metrics[name] for x in losses]) for name in (losses[0].metrics if losses else {})}
+        self.team.at("hearing of losses")
+        every = self.team.join(own, part.weight.device)
+        return Loss(every.pop("per_prompt"), every)
+
+    def _pass(self, micro: Batch, divisor: float, *, counts: float = 1.0) -> Loss:
+        with torch.autocast(micro.prompt.device.type, torch.bfloat16, enabled=self.steps.bf16):
+            loss = evaluate(self.objective, self.model, micro.trim())
+        ((loss.per_prompt * micro.weight).sum() * counts / divisor).backward()
+        return Loss(loss.per_prompt.detach(), loss.metrics)
 
     def _not_finite(self, part: Batch, loss: Loss | None) -> NotFinite:
         """The first thing that went wrong, in the order in which things are computed."""
+        size = self.steps.microbatch or max(len(part), 1)
+        for i, micro in enumerate(part.split(size)):
+            found = None if loss is None else ~loss.per_prompt[i * size : (i + 1) * size].isfinite()
+            if found is None or found.any():
+                error = self._not_finite_of(micro, found)
+                if error is not None:
+                    return error
+        for name, parameter in self.trainable.items():
+            if parameter.grad is not None and not whole(parameter.grad).isfinite().all():
+                return NotFinite(f"the gradient of {name}", self.step, [], part)
+        return NotFinite("the gradient's norm", self.step, [], part)
+
+    def _not_finite_of(self, part: Batch, bad_loss: Tensor | None) -> NotFinite | None:
         rows = lambda bad: [int(part["row"][p]) if "row" in part else p for p in bad.nonzero()[:, 0].tolist()]
         for name in sorted((reads(self.objective) | may_read(self.objective)) & part.columns.keys()):
             column = part[name]
@@ -278,12 +308,7 @@ class Loop:
                 bad = _bad(getattr(self.model, name)(part), part)
                 if bad.any():
                     return NotFinite(f"the model's {name}", self.step, rows(bad), part)
-        if loss is not None:
-            return NotFinite("loss", self.step, rows(~loss.per_prompt.isfinite()), part)
-        for name, parameter in self.trainable.items():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                return NotFinite(f"the gradient of {name}", self.step, [], part)
-        return NotFinite("the gradient's norm", self.step, [], part)
+        return None if bad_loss is None else NotFinite("loss", self.step, rows(bad_loss), part)
 
 
 Watch = Callable[[Loop, dict[str, float]], bool | None]
@@ -341,10 +366,9 @@ def describe(batch: Batch, drawn: int) -> dict[str, float]:
     return row
 
 
-def _means(losses: list[Loss], weight: Tensor) -> dict[str, float]:
-    names = dict.fromkeys(name for loss in losses for name in loss.metrics)
-    joined = {name: torch.cat([loss.metrics[name] for loss in losses]) for name in names}
-    return {name: float((x * weight).sum() / weight.sum().clamp(min=1e-12)) for name, x in joined.items()}
+def _means(loss: Loss, weight: Tensor) -> dict[str, float]:
+    total = weight.sum().clamp(min=1e-12)
+    return {name: float((x * weight).sum() / total) for name, x in loss.metrics.items()}
 
 
 def _bad(x: Tensor, batch: Batch) -> Tensor:

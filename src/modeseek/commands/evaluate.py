@@ -2,26 +2,28 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from modeseek.commands.models import model_folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Compare a policy with a reference on the same prompts."""
+    """Compare policies with references on the same prompts: win rate, reward, KL, length, with intervals."""
 
-    policy: Annotated[str, tyro.conf.Positional]  # folder that save_pretrained wrote, a run's folder, or a hub name
-    against: str  # the reference, likewise
+    policies: Annotated[tuple[str, ...], tyro.conf.Positional]  # folders of save_pretrained or of runs, or hub names
+    against: tuple[str, ...]  # the reference, likewise; several: a set of baselines. The KL is to the first
     prompts: str  # preference or prompt file, or hub name; only its prompts are read
-    reward: str  # how to score, as in --reward length:prefer=shorter
+    reward: str  # how to score, as in --reward length:prefer=shorter; a judge compares both orders
+    together: Literal["seeds", "checkpoints"] = "seeds"  # what several policies are: runs of one method, or a way
+    gold: str = ""  # a reward that is believed more: where does the first stop meaning it?
     samples: int = 1  # responses to each prompt
+    best_of: int = 0  # sample the first reference so often and draw best-of-N curves; 0: no
     limit: int = 256  # prompts at most, the first of the file; 0: all
     split: str = "train"  # split of a hub data set
     temperature: float = 1.0  # the KL is measured at 1 only
@@ -29,6 +31,10 @@ class Evaluate:
     max_completion_length: int = 256  # tokens of a response
     batch_size: int = 32  # prompts at once
     seed: int = 0
+    harness: tuple[str, ...] = ()  # lm-evaluation-harness tasks to run on the first policy and the first reference
+    harness_limit: int = 0  # documents of each task; 0: all
+    harness_include: str = ""  # folder with task definitions of your own
+    page: str = ""  # write an HTML page there: everything below, with samples side by side
     output: str = ""  # write the numbers there as JSON; a run's folder keeps them for its report
     json: bool = False  # print JSON
 
@@ -37,48 +43,122 @@ def main(words: list[str]) -> int:
     """Did it work?"""
     asked = tyro.cli(Evaluate, args=words, prog="modeseek evaluate")
     from modeseek import record
+
+    _refuse(asked)
+    trial = _trial(asked)
+    found = trial.run()
+    tasks = _tasks(asked)
+    results = [
+        *found.rows,
+        *({"name": e.name, "value": e.value, "low": e.low, "high": e.high, "n": e.n} for e in tasks),
+    ]
+    if len(asked.policies) == 1 and record.is_run(Path(asked.policies[0])):
+        record.write_results(asked.policies[0], results)
+    if asked.output:
+        record.write_json(Path(asked.output), results)
+    if asked.page:
+        from modeseek.report.evaluation import write
+
+        told = {"reward": asked.reward, "prompts": asked.prompts, "temperature": asked.temperature, "seed": asked.seed}
+        told |= {"samples a prompt": asked.samples, "gold reward": asked.gold}
+        told = {name: value for name, value in told.items() if value != ""}
+        title = f"{', '.join(asked.policies)} against {', '.join(asked.against)}"
+        print(write(trial.exhibit(title, told, tasks), Path(asked.page)), file=sys.stderr)
+    if asked.json:
+        print(json.dumps(results, indent=2))
+        return 0
+    _print(asked, results, trial.prompts)
+    for line in found.notes:
+        print(line, file=sys.stderr)
+    return 0
+
+
+def _refuse(asked: Evaluate) -> None:
+    if not asked.policies or not asked.against:
+        raise ValueError("which policy, against which? modeseek evaluate POLICY --against REF --prompts P --reward R")
+    for key, names in (("policies", asked.policies), ("against", asked.against)):
+        if len(set(names)) < len(names):
+            raise ValueError(f"{key}: one name twice; a policy counts once")
+    if asked.together == "checkpoints" and asked.temperature != 1:
+        raise ValueError("temperature: reward against KL needs 1, where the KL is measured; or write --together seeds")
+    if asked.best_of == 1 or asked.best_of < 0:
+        raise ValueError(f"best_of: found {asked.best_of}, expected 2 or more, or 0 for none")
+
+
+def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
     from modeseek.build import context_of, load_policy, raw_prompts
     from modeseek.config import parse_reward
     from modeseek.data.files import load
     from modeseek.data.tokenise import Groups, Template
-    from modeseek.evaluate import evaluate as compare
-    from modeseek.rewards import build_reward
+    from modeseek.evaluate.trial import Trial
 
-    reward = parse_reward(asked.reward)
-    ours, theirs = model_folder(asked.policy), model_folder(asked.against)
-    template = Template.load(theirs)
-    policy = load_policy(ours, template, max_new=asked.max_completion_length)
-    reference = load_policy(theirs, template, max_new=asked.max_completion_length)
+    template = Template.load(model_folder(asked.against[0]))
+    opened = lambda name: load_policy(model_folder(name), template, max_new=asked.max_completion_length)
+    reward, gold = parse_reward(asked.reward), parse_reward(asked.gold, "gold") if asked.gold else None
+    reference = opened(asked.against[0])
     records = load(asked.prompts, split=asked.split)
-    records = records[: asked.limit or len(records)]
-    limit = min(asked.max_length, context_of(policy) or asked.max_length)
     prompts = Groups.from_prompts(
-        records, template, max_length=limit, max_completion_length=asked.max_completion_length
+        records[: asked.limit or len(records)],
+        template,
+        max_length=min(asked.max_length, context_of(reference) or asked.max_length),
+        max_completion_length=asked.max_completion_length,
     )
-    found = compare(
-        policy,
-        reference,
-        prompts,
-        build_reward(reward, template, raw_prompts(prompts)),
+    return Trial(
+        policies=asked.policies,
+        baselines=asked.against,
+        opened=opened,
+        reference=reference,
+        prompts=prompts,
+        texts=raw_prompts(prompts),
+        decoder=template,
+        reward=reward,
+        gold=gold,
+        together=asked.together,
         samples_per_prompt=asked.samples,
+        best_of=asked.best_of,
         batch_size=asked.batch_size,
         seed=asked.seed,
         temperature=asked.temperature,
     )
-    results = [{"name": e.name, "value": e.value, "low": e.low, "high": e.high, "n": e.n} for e in found.estimates()]
-    if record.is_run(Path(asked.policy)):
-        record.write_results(asked.policy, results)
-    if asked.output:
-        record.write_json(Path(asked.output), results)
-    if asked.json:
-        print(json.dumps(results, indent=2))
-        return 0
-    table = Table(title=f"{asked.policy} against {asked.against}, {len(prompts)} prompts")
-    for name in ("", "value", "95% interval", "n"):
-        table.add_column(name, justify="left" if not name else "right")
-    for e in found.estimates():
-        table.add_row(e.name, f"{e.value:.4g}", f"{e.low:.4g} to {e.high:.4g}", str(e.n))
+
+
+def _tasks(asked: Evaluate) -> list[Any]:
+    """Both models' scores on standard tasks, and what changed."""
+    if not asked.harness:
+        return []
+    import dataclasses
+    import tempfile
+
+    from modeseek.evaluate import harness
+
+    found = []
+    for name in (asked.policies[0], asked.against[0]):
+        with tempfile.TemporaryDirectory() as folder:
+            words = harness.command(
+                model_folder(name),
+                asked.harness,
+                folder,
+                limit=asked.harness_limit or None,
+                include=asked.harness_include or None,
+                seed=asked.seed,
+                batch_size=asked.batch_size,
+                executable=harness.program(),
+            )
+            found.append(harness.run(words))
+    ours, theirs = found
+    renamed = [dataclasses.replace(e, name=f"reference/{e.name}") for e in theirs]
+    return [*ours, *renamed, *harness.changes(ours, theirs)]
+
+
+def _print(asked: Evaluate, results: Sequence[dict[str, Any]], prompts: Sequence[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    who = [key for key in ("policy", "against") if any(key in row for row in results)]
+    table = Table(title=f"{', '.join(asked.policies)} against {', '.join(asked.against)}, {len(prompts)} prompts")
+    for name in (*who, "", "value", "95% interval", "n"):
+        table.add_column(name, justify="right" if name in ("value", "95% interval", "n") else "left")
+    for r in results:
+        interval = f"{r['low']:.4g} to {r['high']:.4g}"
+        table.add_row(*(r.get(key, "") for key in who), r["name"], f"{r['value']:.4g}", interval, str(r["n"]))
     Console().print(table)
-    if found.kl is None:
-        print("the KL is measured at temperature 1 only", file=sys.stderr)
-    return 0

@@ -62,12 +62,12 @@ class Look:
         return self.told_logp / self.told_length
 
     @property
-    def own_traits(self) -> PKH:
+    def own_traits(self) -> Float[np.ndarray, "..."]:
         """Features with log-probability and length beside them."""
         return _traits(self.own_features, self.own_mean_logp, self.own_length)
 
     @property
-    def told_traits(self) -> PKH:
+    def told_traits(self) -> Float[np.ndarray, "..."]:
         """Features with log-probability and length beside them."""
         return _traits(self.told_features, self.told_mean_logp, self.told_length)
 
@@ -160,5 +160,5 @@ def _numpy(x: Tensor) -> np.ndarray:
     return x.detach().double().cpu().numpy()
 
 
-def _traits(features: PKH, logp: PK, length: PK) -> PKH:
+def _traits(features: PKH, logp: PK, length: PK) -> Float[np.ndarray, "P K G"]:
     return np.concatenate([features, logp[..., None], np.log(length)[..., None]], -1)

@@ -105,12 +105,13 @@ def answer(
     batch_size: int = 32,
     seed: int = 0,
     temperature: float = 1.0,
+    watch: Callable[[int], object] | None = None,
 ) -> tuple[Batch, ...]:
     """Samples of the policy with their `reward`, in the order of the prompts, on the CPU.
 
     Where a reference is named and the temperature is 1, `old_logp` is what the policy itself says of its samples
     (not what its sampler said) and `ref_logp` what the reference does: enough for the KL. Which samples are drawn
-    depends on the seed and on `batch_size`.
+    depends on the seed and on `batch_size`. `watch` hears how many prompts each batch answered.
     """
     for key, found in (("samples_per_prompt", samples_per_prompt), ("batch_size", batch_size)):
         if found < 1:
@@ -130,6 +131,8 @@ def answer(
             found, expected = list(own["reward"].shape), list(own.fresh.shape)
             raise ValueError(f"reward: found shape {found}, expected one number a response, {expected}")
         answered.append(own.to("cpu"))
+        if watch is not None:
+            watch(len(index))
     return tuple(answered)
 
 

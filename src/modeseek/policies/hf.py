@@ -90,7 +90,8 @@ class HFPolicy(nn.Module):
         if unknown := [name for name in sorted(wanted) if not hasattr(self, name)]:
             raise ValueError(f"the objective reads {unknown[0]}, which a causal LM without further heads cannot say")
         if self._packed is None or "value" in wanted:  # a critic's values are of no tile of the output layer
-            return apply(batch, {name: getattr(self, name)(batch) for name in wanted})
+            # In one order on every rank of a team: sharded weights are gathered as they are asked for.
+            return apply(batch, {name: getattr(self, name)(batch) for name in sorted(wanted)})
         with self._checkpointing():
             return self._packed.evaluate(batch, wanted, apply)
 
@@ -164,6 +165,11 @@ class Reference:
 
     def __init__(self, policy: HFPolicy):
         self._policy = policy
+
+    @property
+    def module(self) -> HFPolicy:
+        """The policy that answers: its weights are what is cut into pieces over several processes."""
+        return self._policy
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(())

@@ -1,0 +1,80 @@
+"""`make advice-regret`: what following the advice costs, in worlds that nothing was fitted on.
+
+Two generators: the ranges that the prior was fitted on with other seeds, and other ranges altogether. A reading of the
+judge has sd 2.5: of one response, or, in the lines called whole, of a candidate's gain, whatever the response.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from modeseek.advise import regret
+from modeseek.advise.measure import stacks
+from modeseek.advise.prior import Prior
+from modeseek.advise.worlds import FIRST, SECOND, Ranges
+
+GENERATORS = {"the prior's ranges, other worlds": (FIRST, 700_000), "other ranges": (SECOND, 800_000)}
+
+
+def main() -> None:
+    """Print the tables."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--worlds", type=int, default=400, help="of each generator")
+    asked.add_argument("--stack", type=int, default=100, help="worlds in memory at once")
+    found = asked.parse_args()
+    console, prior = Console(width=120), Prior.load()
+    for name, (ranges, seed) in GENERATORS.items():
+        started = time.monotonic()
+        tally = measure(ranges, seed, found.worlds, found.stack, prior, name)
+        show(console, name, tally)
+        console.print(f"{time.monotonic() - started:.0f} s\n")
+
+
+def measure(ranges: Ranges, seed: int, worlds: int, stack: int, prior: Prior, name: str) -> regret.Tally:
+    """Every way of choosing in that many worlds."""
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=worlds)
+
+        def each():
+            for first in range(0, worlds, stack):
+                size = min(stack, worlds - first)
+                yield from stacks(size, ranges, seed + first, stack=stack)
+                progress.advance(task, size)
+
+        return regret.judge_all(each(), prior, seed=seed)
+
+
+def show(console: Console, name: str, tally: regret.Tally) -> None:
+    """One generator's table, and what it says of the goals."""
+    table = Table(title=f"{name}: {sum(map(len, tally.best))} worlds, best {torch.cat(tally.best).mean():.2f}")
+    for column in ("choice", "gain", "regret", "95% interval", "gain < 0"):
+        table.add_column(column, justify="left" if column == "choice" else "right")
+    for line in regret.lines(tally):
+        table.add_row(
+            line.way,
+            f"{line.gain:.2f}",
+            f"{line.regret:.1%}",
+            f"{line.low:.1%} to {line.high:.1%}",
+            f"{line.lost} ({line.lost / line.n:.1%})",
+        )
+    console.print(table)
+    constant = regret.best_constant(tally)
+    for way in ("prior, rehearsed", "prior, trained"):
+        less, low, high = regret.saved(tally, way, constant)
+        console.print(f"{way} less regret than {constant}: {less:.1%} ({low:.1%} to {high:.1%}, paired)")
+    for labels in regret.LOOKS:
+        less, low, high = regret.saved(tally, f"prior + race, {labels}", f"race, {labels}")
+        console.print(f"prior + race less regret than race, {labels} labels: {less:.1%} ({low:.1%} to {high:.1%})")
+    for way, share in regret.coverage(tally).items():
+        console.print(f"80% intervals that contain the true gain, {way}: {share:.1%}")
+    console.print(f"worlds outside what the prior knows: {torch.cat(tally.outside).double().mean():.1%}")
+
+
+if __name__ == "__main__":
+    main()

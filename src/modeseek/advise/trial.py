@@ -1,0 +1,312 @@
+"""The race on a language model: candidates trained on a slice, judged on held-out prompts, the hopeless dropped early.
+
+A rung trains the candidates that are left, lets each answer the held-out prompts, and spends its labels where the two
+likeliest winners differ. A label is a reading of one answer against the reference's to the same prompt, so that what a
+prompt is worth cancels. The belief starts from the pairs. A rung's readings are kept in a file: nothing is paid twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from modeseek import config
+from modeseek.advise import belief
+from modeseek.advise.advice import best_chance
+from modeseek.advise.belief import Belief, linear_kernel, tangents
+from modeseek.advise.candidates import Setup, tree_of, write
+from modeseek.advise.lm import spanned
+from modeseek.advise.methods import Arm
+from modeseek.advise.prior import Prior, calibrated
+from modeseek.advise.problem import Problem
+from modeseek.advise.race import contested
+from modeseek.batch import Batch
+from modeseek.build import load_policy
+from modeseek.data.files import split_holdout
+from modeseek.data.tokenise import Groups, Template
+from modeseek.evaluate import answer
+from modeseek.ops import seq
+from modeseek.policies.base import Policy
+from modeseek.policies.features import see
+from modeseek.rewards import Reward
+from modeseek.runs import train
+
+HOPELESS = 0.05  # chance of being the best below which a candidate is dropped
+SURE = 0.95
+SCALES, NOISES = (0.25, 0.5, 1.0, 2.0), (0.3, 1.0, 2.5)  # of readings, in spreads of theirs and in log-odds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A candidate after a rung. Gains are in the judge's unit, over the model as it is; intervals hold 80%."""
+
+    arm: Arm
+    steps: int
+    gain: float
+    low: float
+    high: float
+    best: float  # chance that it is the best of those that ran, doing nothing included
+    kl: float  # nats a response, on its own answers
+    answers: int
+    dropped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """What one rung found, the best first."""
+
+    steps: int
+    labels: int
+    hours: float
+    standings: tuple[Standing, ...]
+
+
+@dataclass
+class Pool:
+    """The answers that can be judged, the reference's first in each prompt's group, and what is known of them."""
+
+    batch: Batch  # [H, (1 + C) k]
+    moved: Float[Tensor, "1 C M"]
+    kernel: Float[Tensor, "1 M M"]
+    kl: list[float]
+    each: int  # answers of a policy to a prompt
+    told: int  # places before the pool's that belong to the pairs
+    readings: list[tuple[int, float]] = field(default_factory=list)  # place in the pool, reading against the reference
+
+
+def run_race(
+    problem: Problem,
+    arms: Sequence[Arm],
+    setup: Setup,
+    judge: Reward,
+    prior: Prior,
+    folder: Path,
+    *,
+    steps: int,
+    labels: int,
+    hours: float,
+    prompts: int = 32,
+    each: int = 2,
+    rungs: int = 2,
+    tell: Callable[[str], object] = print,
+) -> list[Rung]:
+    """Race the arms; every later rung trains three times as long. Ends early when the winner is clear or time is up."""
+    held = held_out(problem, setup, prompts)
+    left, found, spent = list(arms), list[Rung](), 0.0
+    for number in range(rungs):
+        started, now = time.monotonic(), steps * 3**number
+        if spent and spent + 3 * found[-1].hours * len(left) / len(found[-1].standings) > hours:
+            tell(f"the hours are spent: a rung of {now} steps would not fit into what is left")
+            break
+        home = str(next(problem.policy.parameters()).device)
+        made = [trained(arm, setup, folder, number, now, home, tell) for arm in left]
+        left = [arm for arm, policy in zip(left, made, strict=True) if policy is not None]
+        if not left:
+            raise ValueError("candidates: none of them could be trained; the lines above say why")
+        policies = [policy for policy in made if policy is not None]
+        pool = gather(problem, policies, held, each, setup.seed + number)
+        share = (labels - sum(r.labels for r in found)) // (rungs - number)
+        standings = judged(problem, pool, left, judge, prior, share, folder / f"rung-{number}", now, setup.seed)
+        took = (time.monotonic() - started) / 3600
+        spent += took
+        found.append(Rung(steps=now, labels=len(pool.readings), hours=took, standings=standings))
+        for one in standings:
+            word = "dropped" if one.dropped else "stays"
+            tell(f"{one.arm.name}: gain {one.gain:.3g} [{one.low:.3g}, {one.high:.3g}], best {one.best:.0%}, {word}")
+        left = [one.arm for one in standings if not one.dropped and one.arm.method is not None]
+        if len(left) < 2 or standings[0].best > SURE:
+            break
+    return found
+
+
+def held_out(problem: Problem, setup: Setup, prompts: int) -> Groups:
+    """Prompts that no candidate trains on: the split that the runs make."""
+    _, held = split_holdout(problem.records, setup.held_out, setup.seed)
+    return Groups.from_prompts(
+        held[:prompts],
+        problem.template,
+        max_length=setup.max_length,
+        max_completion_length=setup.max_completion_length,
+    )
+
+
+def trained(
+    arm: Arm, setup: Setup, folder: Path, number: int, steps: int, device: str, tell: Callable[[str], object]
+) -> Policy | None:
+    """A candidate's policy; one that has been trained is not trained again, one that was cut off goes on.
+
+    One that cannot go on (no longer finite, or nothing left to learn from) stands with what an earlier rung made of it;
+    without one there is none.
+    """
+    here = folder / f"rung-{number}" / slug(arm)
+    stopped = here.parent / f"{here.name}.stopped"
+    if not (here / "model").is_dir() and not stopped.exists():
+        tell(f"training {arm.name}, {steps} steps")
+        tree = tree_of(arm, setup, steps=steps, output_dir=here)
+        tree |= {"eval_steps": 0, "eval_prompts": 0, "save_steps": 0, "schedule": "constant"}
+        path = write(tree, here.parent / f"{here.name}.yaml")
+        try:
+            train(config.load(str(path)), resume=(here / "rows.jsonl").exists())
+        except RuntimeError as error:  # the loop's own: NotFinite, or a hundred minibatches without a lesson
+            stopped.write_text(str(error), encoding="utf-8")
+    if stopped.exists():
+        tell(f"{arm.name} stopped: {stopped.read_text(encoding='utf-8')}")
+    found = [folder / f"rung-{n}" / slug(arm) / "model" for n in range(number, -1, -1)]
+    model = next((path for path in found if path.is_dir()), None)
+    if model is None:
+        return None
+    template, most = Template.load(setup.model), setup.max_completion_length
+    return load_policy(str(model), template, max_new=most, device=device)
+
+
+@torch.no_grad()
+def gather(problem: Problem, policies: Sequence[Policy], held: Groups, each: int, seed: int) -> Pool:
+    """Let the reference and every candidate answer; say how likely every response is under each of them."""
+    nothing = lambda batch: torch.zeros(batch.fresh.shape)
+    own, kl = list[Batch](), list[float]()
+    for i, policy in enumerate([problem.policy, *policies]):
+        [batch] = answer(
+            policy,
+            held,
+            nothing,
+            reference=problem.policy,
+            samples_per_prompt=each,
+            batch_size=len(held),
+            seed=seed + 1000 * i,
+        )
+        kl.append(float(seq(batch["old_logp"] - batch["ref_logp"], batch.mask).mean()))
+        own.append(batch)
+    pool = own[0]
+    for batch in own[1:]:
+        pool = pool.beside(batch)
+    told = problem.pairs.prompts(torch.arange(len(problem.pairs)))
+    home = next(problem.policy.parameters()).device
+    parts = [told.to(home), pool.to(home)]
+    seen = spanned(*(see(problem.policy, part).features.double().cpu().numpy() for part in parts))[None]  # [1, M, e]
+    at = lambda policy: torch.cat([seq(policy.logp(part), part.mask).flatten() for part in parts]).double().cpu()
+    still = at(problem.policy)
+    ratios = torch.stack([at(policy) - still for policy in policies])[None]  # [1, C, M]
+    H, C, M = len(held), len(policies), len(still)
+    moved = torch.zeros(1, C + 1, M, dtype=torch.float64)
+    places = torch.arange(2 * len(told), M).view(H, C + 1, each)
+    for c in range(1, C + 1):
+        moved[0, c, places[:, c].flatten()] = 1 / (H * each)
+        moved[0, c, places[:, 0].flatten()] = -1 / (H * each)
+    return Pool(pool, moved, linear_kernel(seen, tangents(ratios)), kl, each, 2 * len(told))
+
+
+def judged(
+    problem: Problem,
+    pool: Pool,
+    arms: Sequence[Arm],
+    judge: Reward,
+    prior: Prior,
+    labels: int,
+    folder: Path,
+    steps: int,
+    seed: int,
+) -> tuple[Standing, ...]:
+    """Spend the labels, a few at a time, and say where everyone stands."""
+    told, M = pool.told, pool.moved.shape[2]
+    first = torch.arange(0, told, 2)
+    pairs = torch.stack([first, first + 1], 1)[None]
+    unknown = torch.zeros(1, M, dtype=torch.float64)  # the judge is asked; what a reward says of itself is no evidence
+    fits = belief.fit(pool.kernel, pairs, torch.tensor([len(first)]), unknown, torch.tensor([False]), prior.settings)
+    start = calibrated(fits, prior.trained)
+    book = folder / "labels.jsonl"
+    pool.readings = _kept(book)
+    rng = torch.Generator().manual_seed(seed + len(pool.readings))
+    held, unit = start, 1.0
+    while True:
+        if pool.readings:
+            held, unit = heard(start, pool)
+        mean, covariance = (x[0] for x in held.of(pool.moved))
+        chance = best_chance(mean, covariance)
+        if len(pool.readings) >= labels or float(chance.max()) > SURE and len(pool.readings) >= 4 * len(arms):
+            break
+        here = held.mean.new_zeros(1, 1, M)
+        here[..., told:] = 1
+        for place in contested(held, pool.moved * here, min(5, labels - len(pool.readings)), rng)[0].tolist():
+            reading = (place - told, against_reference(pool, judge, place - told))
+            pool.readings.append(reading)
+            with book.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(reading) + "\n")
+    reach = 1.2815515655446004 * covariance.diagonal().clamp(min=0).sqrt()
+    standings = [
+        Standing(
+            arm=arm,
+            steps=steps,
+            gain=unit * float(mean[c]),
+            low=unit * float(mean[c] - reach[c]),
+            high=unit * float(mean[c] + reach[c]),
+            best=float(chance[c]),
+            kl=pool.kl[c],
+            answers=len(pool.batch) * pool.each,
+        )
+        for c, arm in enumerate([Arm(), *arms])
+    ]
+    standings.sort(key=lambda s: -s.best)
+    half = max(2, (len(arms) + 1) // 2)
+    return tuple(Standing(**{**vars(s), "dropped": s.best < HOPELESS or i >= half}) for i, s in enumerate(standings))
+
+
+def heard(start: Belief, pool: Pool) -> tuple[Belief, float]:
+    """The belief after all readings, and how much of the judge's unit a log-odds is: the likeliest unit and noise of a
+    few, for a judge says neither."""
+    M = pool.moved.shape[2]
+    weights = torch.zeros(1, len(pool.readings), M, dtype=torch.float64)
+    for i, (place, _) in enumerate(pool.readings):
+        weights[0, i, pool.told + place] += 1
+        weights[0, i, pool.told + _reference(pool, place)] -= 1
+    reading = torch.tensor([[r for _, r in pool.readings]], dtype=torch.float64)
+    spread = float(reading.square().mean().sqrt()) or 1.0
+    mean, covariance = start.of(weights)
+
+    def likely(at: tuple[float, float]) -> float:
+        unit, noise = spread * at[0], at[1]
+        among = covariance[0] + noise**2 * torch.eye(len(pool.readings), dtype=mean.dtype)
+        gaussian = torch.distributions.MultivariateNormal(unit * mean[0], unit**2 * among)
+        return float(gaussian.log_prob(reading[0]))
+
+    scale, noise = max(itertools.product(SCALES, NOISES), key=likely)
+    unit = spread * scale
+    return start.heard(weights, reading / unit, noise), unit
+
+
+def against_reference(pool: Pool, judge: Reward, place: int) -> float:
+    """What the judge says of an answer, less what it says of the reference's to the same prompt."""
+    width = pool.batch.response.shape[1]
+    prompt = place // width
+    group = torch.tensor([[place % width, _reference(pool, place) % width]])
+    score = judge(pool.batch.prompts(torch.tensor([prompt])).take(group))
+    return float(score[0, 0] - score[0, 1])
+
+
+def _reference(pool: Pool, place: int) -> int:
+    """The reference's answer that an answer is read against; its own are read against each other."""
+    width = pool.batch.response.shape[1]
+    k = place % width
+    return place - k + (k % pool.each if k >= pool.each else (k + 1) % pool.each)
+
+
+def _kept(book: Path) -> list[tuple[int, float]]:
+    book.parent.mkdir(parents=True, exist_ok=True)
+    if not book.exists():
+        return []
+    lines = book.read_text(encoding="utf-8").splitlines()
+    kept = [json.loads(line) for line in lines if line.endswith("]")]  # a line that was cut off is bought again
+    book.write_text("".join(json.dumps(one) + "\n" for one in kept), encoding="utf-8")
+    return [(int(place), float(reading)) for place, reading in kept]
+
+
+def slug(arm: Arm) -> str:
+    """Its name as a folder."""
+    return arm.name.replace(" ", "-")

@@ -1,0 +1,6 @@
+"""Many processes as one: the same loop, the same numbers."""
+
+from modeseek.distributed.share import Shared, shared
+from modeseek.distributed.team import ALONE, Team
+
+__all__ = ["ALONE", "Shared", "Team", "shared"]

@@ -1,0 +1,189 @@
+"""One evaluation from the policies' names to what was found: sample each once, score, judge, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from modeseek.batch import Batch
+from modeseek.estimate import Estimate
+from modeseek.evaluate.compare import answer
+from modeseek.evaluate.exhibit import exhibit, rows
+from modeseek.evaluate.frontier import BestOf, best_of_n
+from modeseek.evaluate.judged import judged, with_wins
+from modeseek.evaluate.several import Several, several
+from modeseek.policies.base import Policy
+from modeseek.rewards import AnyReward, Comparison, Decoder, Judge, Prompts, Reward, build_reward
+from modeseek.sources import Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a trial found. `rows` are for printing, `notes` what a reader should know of them."""
+
+    several: Several
+    rows: list[dict[str, Any]]
+    best_of: tuple[BestOf, ...] = ()
+    judge: Mapping[str, int] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """Policies against baselines on the same prompts. Only the reference and one other model are in memory at a time.
+
+    `opened` loads a policy by its name; `reference` is the first baseline, already open.
+    """
+
+    policies: Sequence[str]
+    baselines: Sequence[str]
+    opened: Callable[[str], Policy]
+    reference: Policy
+    prompts: Data
+    texts: Prompts
+    decoder: Decoder
+    reward: AnyReward
+    gold: AnyReward | None = None
+    together: str = "seeds"
+    samples_per_prompt: int = 1
+    best_of: int = 0
+    batch_size: int = 32
+    seed: int = 0
+    temperature: float = 1.0
+    found: Found | None = field(default=None, init=False)
+
+    def run(self) -> Found:
+        """Sample, score and compare; the result stays in `found`."""
+        self._refuse()
+        # The baselines' samples depend on no policy, and all streams are apart: common ones would make ties.
+        places = np.random.SeedSequence(self.seed).generate_state(len(self.policies) + len(self.baselines) + 1)
+        seeds = [int(x) for x in places]
+        total = len(self.prompts) * (len(self.policies) + len(self.baselines) + (self.best_of > 0))
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("sampling", total=total)
+            tick = lambda n: bar.advance(task, n)
+            theirs = {b: self._answers(b, s, tick) for b, s in zip(self.baselines, seeds[1:], strict=False)}
+            at = [seeds[0], *seeds[1 + len(self.baselines) : -1]]
+            ours = {p: self._answers(p, s, tick, kl=True) for p, s in zip(self.policies, at, strict=True)}
+            curves = self._best_of(theirs[self.baselines[0]], seeds[-1], tick) if self.best_of else ()
+        wins, counts = dict[tuple[str, str], np.ndarray](), None
+        if isinstance(self.reward, Judge):
+            ours, theirs, wins, counts = self._judged(ours, theirs)
+        compared = several(
+            ours,
+            theirs,
+            together=self.together,
+            gold="gold" if self.gold else "",
+            seed=self.seed,
+            wins=wins,
+        )
+        self.found = Found(
+            several=compared,
+            rows=rows(compared, judged=counts is not None) + _curve_rows(curves),
+            best_of=curves,
+            judge=counts,
+            notes=tuple(self._notes(compared, counts)),
+        )
+        return self.found
+
+    def exhibit(self, title: str, told: Mapping[str, Any], tasks: Sequence[Estimate] = ()) -> dict[str, Any]:
+        """All that a page shows, after `run`."""
+        assert self.found is not None
+        return exhibit(
+            self.found.several,
+            self.decoder,
+            title=title,
+            told=told,
+            best_of=self.found.best_of,
+            tasks=tasks,
+            judge=self.found.judge,
+        )
+
+    def _refuse(self) -> None:
+        if isinstance(self.gold, Judge):
+            raise ValueError("gold: a judge compares, it gives no number; write it as --reward")
+        if isinstance(self.reward, Judge) and self.best_of:
+            raise ValueError("best_of: a judge gives no number to choose the best by; write a rule or a reward model")
+        if isinstance(self.reward, Judge) and self.together == "checkpoints":
+            raise ValueError("together: checkpoints are points of a reward, and a judge gives none; write seeds")
+
+    def _answers(
+        self, name: str, seed: int, tick: Callable[[int], object], *, kl: bool = False, samples: int = 0
+    ) -> tuple[Batch, ...]:
+        policy = self.reference if name == self.baselines[0] else self.opened(name)
+        score = self._none if isinstance(self.reward, Judge) else self._built(self.reward)
+        made = answer(
+            policy,
+            self.prompts,
+            score,
+            reference=self.reference if kl else None,
+            samples_per_prompt=samples or self.samples_per_prompt,
+            batch_size=self.batch_size,
+            seed=seed,
+            temperature=self.temperature,
+            watch=tick,
+        )
+        if self.gold is None:
+            return made
+        believed = self._built(self.gold)
+        return tuple(batch.fill(gold=believed(batch)) for batch in made)
+
+    def _built(self, config: AnyReward) -> Reward:
+        return build_reward(config, self.decoder, self.texts)
+
+    @staticmethod
+    def _none(batch: Batch) -> torch.Tensor:
+        return torch.zeros(batch.fresh.shape)
+
+    def _best_of(self, reference: Sequence[Batch], seed: int, tick: Callable[[int], object]) -> tuple[BestOf, ...]:
+        made = self._answers(self.baselines[0], seed, tick, samples=self.best_of)
+        column = lambda batches, name: torch.cat([b[name].double() for b in batches]).numpy()
+        believed = "gold" if self.gold else "reward"
+        gold = column(made, "gold") if self.gold else None
+        return best_of_n(column(made, "reward"), gold=gold, reference=column(reference, believed), seed=self.seed)
+
+    def _judged(self, ours: Mapping[str, Sequence[Batch]], theirs: Mapping[str, Sequence[Batch]]) -> tuple[Any, ...]:
+        assert isinstance(self.reward, Judge)
+        comparison = Comparison(self.reward)
+        wins, filled, others = dict[tuple[str, str], np.ndarray](), dict[str, Any](), dict[str, Any]()
+        for p, mine in ours.items():
+            for b, other in theirs.items():
+                found = judged(mine, other, comparison, self.decoder, self.texts)
+                wins[p, b] = found.wins.numpy()
+                if p not in filled or b not in others:  # the page's samples are the first pair's
+                    a, c = with_wins(mine, other, found)
+                    filled.setdefault(p, a)
+                    others.setdefault(b, c)
+        return filled, others, wins, dict(comparison.counts)
+
+    def _notes(self, found: Several, judge: Mapping[str, int] | None) -> list[str]:
+        notes = []
+        if self.temperature != 1:
+            notes.append("the KL is measured at temperature 1 only")
+        if judge is not None:
+            notes.append("the judge: " + ", ".join(f"{n} {name}" for name, n in sorted(judge.items())))
+        for (p, b), c in found.controlled.items():
+            if c.extreme:
+                notes.append(
+                    f"{p} against {b}: the length-controlled win rate is far from the raw one"
+                    f" ({c.estimate.value:.3g} and {c.raw:.3g}); look at the lengths before believing it"
+                )
+        if self.together == "seeds" and len(self.policies) > 1 and not found.over_seeds:
+            notes.append("one prompt says nothing over seeds")
+        if (over := found.overoptimised) is not None and over.happened:
+            notes.append(
+                f"over-optimised: the gold reward is highest at {over.peak} and {over.drop.value:.3g} lower at"
+                f" {over.last}, where the reward that was optimised is highest"
+            )
+        return notes
+
+
+def _curve_rows(curves: Sequence[BestOf]) -> list[dict[str, Any]]:
+    found = [e for c in curves for e in (c.proxy, c.gold, c.win_rate) if e is not None]
+    return [{"name": e.name, "value": e.value, "low": e.low, "high": e.high, "n": e.n} for e in found]

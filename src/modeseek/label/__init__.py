@@ -1,0 +1,1 @@
+"""People label: a local page on a preference store, and what their labels are worth."""
