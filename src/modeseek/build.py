@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -202,6 +203,7 @@ def load_data(run: Run, template: Template, context: int | None) -> tuple[Groups
         held = read(run.eval_data, split=run.split).records
     elif run.eval_size:
         records, held = split_holdout(records, run.eval_size, run.seed)
+    held = Random(run.seed).sample(held, len(held))  # evaluation takes the first of them, and files are often sorted
     limit = min(run.max_length, context or run.max_length)
     match run.source:
         case OnPolicy():

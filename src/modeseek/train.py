@@ -271,8 +271,7 @@ class Loop:
         self.team.add_gradients(self.trainable.values())
         own = {"per_prompt": torch.cat([x.per_prompt for x in losses])} if losses else {}
         own |= {name: torch.cat([x.metrics[name] for x in losses]) for name in (losses[0].metrics if losses else {})}
-        self.team.at("hearing of losses")
-        every = self.team.join(own, part.weight.device)
+        every = self.team.join(own, part.weight.device, "losses")
         return Loss(every.pop("per_prompt"), every)
 
     def _pass(self, micro: Batch, divisor: float, *, counts: float = 1.0) -> Loss:

@@ -48,7 +48,7 @@ def draw(rng, seeds, prompts, a, b, e):
     return 0.5 + rng.normal(0, a, (seeds, 1)) + rng.normal(0, b, (1, prompts)) + rng.normal(0, e, (seeds, prompts))
 
 
-@pytest.mark.parametrize(("a", "b", "e"), [(0.3, 0.1, 0.5), (0.02, 0.4, 0.5), (0.0, 0.0, 0.5)])
+@pytest.mark.parametrize(("a", "b", "e"), [(0.3, 0.1, 0.5), (0.02, 0.4, 0.5), (0.1, 0.35, 0.1), (0.0, 0.0, 0.5)])
 def test_the_error_over_seeds_and_prompts_is_that_of_the_mean(a, b, e):
     rng, S, P = np.random.default_rng(1), 5, 60
     found = [over_seeds(draw(rng, S, P, a, b, e)) for _ in range(400)]

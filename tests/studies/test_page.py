@@ -64,6 +64,19 @@ def test_warnings_short_forms_and_failures_are_shown(folder, tmp_path):
     assert "line/bad failed" in text and "it &lt;b&gt;broke" in text
 
 
+def test_a_comparison_that_is_not_clear_is_not_called_so(folder):
+    data = read(folder)
+    pair = {"metric": "kl", "n": 3, "wanted": 3, "effect": 1.0, "low": 0.5, "high": 1.5}
+    pairs = [
+        {**pair, "ours": "a", "theirs": "b", "adjusted": 0.01, "clear": True},
+        {**pair, "ours": "a", "theirs": "c", "adjusted": 0.70, "clear": False},
+    ]
+    one = {**data.found["sets"][0], "differences": pairs}
+    text = page.render(dataclasses.replace(data, found={**data.found, "sets": [one]}))
+    said = re.findall(r"<td>(a less \w)</td>.*?(\d\.\d+)</td><td>(clear|not clear)</td>", text, re.S)
+    assert said == [("a less b", "0.010", "clear"), ("a less c", "0.700", "not clear")]
+
+
 def test_the_page_is_made_again_from_what_is_stored(folder, tmp_path, html):
     assert page.write(folder, tmp_path / "again.html").read_text() == html
     with pytest.raises(ValueError, match=r"is not a study: it has no verdicts.json"):

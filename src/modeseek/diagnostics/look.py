@@ -45,6 +45,7 @@ class Look:
     told_reward: PM | None = None
     sources: Sequence[Sequence[str]] = field(default=())  # who wrote each data response, "" where not told
     contexts: Sequence[int] | None = None  # equal numbers where prompts are equal; unset: all differ
+    own_tokens: Sequence[Sequence[int]] = field(default=(), repr=False)  # the first own sample of each prompt
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -97,7 +98,7 @@ def look(
         raise ValueError(f"samples: found {samples}, expected at least 2: a spread is needed")
     device = next(iter(policy.parameters())).device
     rng = Generator(device).manual_seed(seed)
-    own, told, tokens, prompts = [], [], [], list[tuple[int, ...]]()
+    own, told, tokens, first, prompts = [], [], [], [], list[tuple[int, ...]]()
     for index in torch.arange(len(data)).split(batch_size):
         given = data.prompts(index).to(device)
         if given.response.shape[1] not in (1, 2) or not given.present.all() or not given.mask.any(-1).all():
@@ -111,6 +112,7 @@ def look(
             [given.response[p, k][given.mask[p, k]].tolist() for k in range(given.response.shape[1])]
             for p in range(len(given))
         ]
+        first += [ids[real].tolist() for ids, real in zip(drawn.response[:, 0], drawn.mask[:, 0], strict=True)]
         prompts += [
             tuple(ids[real].tolist()) for ids, real in zip(given.prompt.cpu(), given.prompt_mask.cpu(), strict=True)
         ]
@@ -126,6 +128,7 @@ def look(
         told_rare=join(told, "rare"),
         told_tokens=tokens,
         sources=sources,
+        own_tokens=first,
         contexts=[seen[prompt] for prompt in prompts],
     )
 

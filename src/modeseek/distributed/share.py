@@ -65,8 +65,7 @@ class Shared:
         part = own if own.start < own.stop else slice(0, 1)  # decoded and thrown away: T, dtype and columns as others'
         with gathered(self._asked, team), _Portion(rng, part, len(prompt)) as drawn:
             found = self._asked.sample(prompt[part], prompt_mask[part], k, rng, **how)
-        team.at("hearing of samples")
-        heard = team.join(found.tensors() if part is own else {}, prompt.device)
+        heard = team.join(found.tensors() if part is own else {}, prompt.device, "samples")
         # Whoever decoded longest has drawn as many numbers as one process would have.
         rng.set_state(max(team.hear((drawn.count, rng.get_state())), key=lambda x: x[0])[1])
         return dataclasses.replace(Batch.from_tensors(heard), prompt=prompt, prompt_mask=prompt_mask)
@@ -81,9 +80,8 @@ class Shared:
         found = [asked(part) for part in parts]
         for _ in range(idle):
             asked(batch.prompts(slice(0, 1)))
-        team.at(f"hearing of {name}")
         own: Mapping[str, Tensor] = {name: torch.cat(found)} if found else {}
-        return team.join(own, batch.prompt.device)[name]
+        return team.join(own, batch.prompt.device, name)[name]
 
 
 def shared(asked: Any, team: Team, rows: int | None = None) -> Any:

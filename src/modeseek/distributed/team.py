@@ -90,10 +90,11 @@ class Team:
         passes = -(-most // (size or max(most, 1)))
         return parts, passes - len(parts) if self.sharded else 0
 
-    def hear(self, said: X) -> list[X]:
-        """What every rank says, by rank."""
+    def hear(self, said: X, what: str = "each other") -> list[X]:
+        """What every rank says, by rank. Whoever waits here is one point further than whom it waits for."""
         if self.size == 1:
             return [said]
+        self.at(f"hearing of {what}")
         heard: list[Any] = [None] * self.size
         dist.all_gather_object(heard, said, group=self.group)
         return heard
@@ -106,12 +107,12 @@ class Team:
         """Whether any rank says so."""
         return any(self.hear(said))
 
-    def join(self, own: Mapping[str, Tensor], like: torch.device | None = None) -> dict[str, Tensor]:
+    def join(self, own: Mapping[str, Tensor], device: torch.device, what: str) -> dict[str, Tensor]:
         """Everyone's tensors, one behind the other along the prompts; a rank without prompts says nothing."""
         if self.size == 1:
             return dict(own)
-        heard = [x for x in self.hear({name: x.cpu() for name, x in own.items()}) if x]
-        return {name: _stacked([x[name] for x in heard]).to(like) for name in heard[0]}
+        heard = [x for x in self.hear({n: x.cpu() for n, x in own.items()}, what) if x]
+        return {name: _stacked([x[name] for x in heard]).to(device) for name in heard[0]}
 
     def agree(self, parameters: Iterable[nn.Parameter]) -> None:
         """Begin with the leading rank's weights."""

@@ -63,9 +63,9 @@ def claims() -> tuple[Claim, ...]:
             "A negative gradient makes an objective mode-seeking, offline too.",
             f"{PAPER}, section 6",
             seeks(CONTRASTIVE),
-            "Pairs are of the uniform reference with Bradley-Terry labels. For a bump of fixed width log pi(w) - log pi(l) "
-            "is linear in where it stands, so a convex loss of a margin has one minimum: on given pairs no such objective "
-            "can seek here. The paper's argument is about the first steps on a table, which this does not test.",
+            "Pairs are of the uniform reference with Bradley-Terry labels. For a bump of fixed width log pi(w) - "
+            "log pi(l) is linear in where it stands, so a convex loss of a margin has one minimum: on given pairs no "
+            "such objective can seek here. The paper's argument is about the first steps on a table, not tested here.",
         ),
         Claim(
             "D4",
