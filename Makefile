@@ -30,7 +30,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/rollout.py
 
 study: $(READY)
-	$(BIN)/modeseek study all --purpose report --output_dir runs/study/all
+	$(BIN)/modeseek study all --purpose report --markdown docs/studies/all.md
 
 study-quick: $(READY)
 	$(BIN)/modeseek study all --quick

@@ -1,4 +1,4 @@
-"""One HTML page of training runs: `modeseek report RUN...`."""
+"""One HTML page of training runs, or of a study: `modeseek report RUN...`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,15 @@ def main(words: list[str]) -> int:
     asked = tyro.cli(Report, args=words, prog="modeseek report")
     if not asked.runs:
         raise ValueError("which runs? Name at least one folder that train wrote")
-    from modeseek.report import write
+    from modeseek.report import study_data, write
 
+    if any(map(study_data.is_study, asked.runs)):
+        if len(asked.runs) > 1 or asked.title:
+            raise ValueError("runs: a study has a page of its own; name it alone, without --title")
+        from modeseek.report.study import write as write_study
+
+        print(write_study(asked.runs[0], asked.output or None))
+        return 0
     out = Path(asked.output or Path(asked.runs[0]) / "report.html")
     print(write(asked.runs, out, asked.title or None))
     return 0
