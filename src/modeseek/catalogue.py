@@ -36,7 +36,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def measured() -> dict[str, Mapping[str, Any]]:
-    """What the study `divergence` found of each method: 0 ends where the forward KL does, 1 where the reverse KL does."""
+    """What the study `divergence` found of each method: 0 is where the forward KL ends, 1 where the reverse does."""
     text = resources.files("modeseek.configs").joinpath("studies/measured_direction.json").read_text()
     return json.loads(text)["methods"]
 
@@ -122,9 +122,9 @@ def page() -> str:
             "## Methods",
             "",
             "A method is a source of responses, stages and an objective: a YAML file in `src/modeseek/configs/`.",
-            "*Claimed* is what 2404.14367 says of the objective's KL; *measured* is where the method, source included, ends in a",
-            "world of two modes: 0 at the minimum of the forward KL (covering), 1 at that of the reverse (seeking), with a 95%",
-            "interval over eight seeds (`modeseek study divergence`).",
+            "*Claimed* is what 2404.14367 says of the objective's KL; *measured* is where the method, source included,",
+            "ends in a world of two modes: 0 at the minimum of the forward KL (covering), 1 at that of the reverse",
+            "(seeking), with a 95% interval over eight seeds (`modeseek study divergence`).",
             "",
             markdown(),
             "## Objectives",

@@ -42,9 +42,11 @@ def testing(state, seed):
         "drift": np.array([[1, 1 + apart, 0.9, -0.9], [1 + apart, 3, 1.2, -2], [0.9, 1.2, 1.5, -1], [-0.9, -2, -1, 3]]),
     }.get(state, np.eye(4))
     kernel = shared * similar[kind[:, None], kind[None]] + 0.3 * np.eye(A)
-    mass = np.array({"drift": (0.35, 0.35, 0.29, 0.01), "displacement": (0.25, 0.25, 0.48, 0.02)}.get(
-        state, (0.25, 0.35, 0.37, 0.03)
-    ))
+    mass = np.array(
+        {"drift": (0.35, 0.35, 0.29, 0.01), "displacement": (0.25, 0.25, 0.48, 0.02)}.get(
+            state, (0.25, 0.35, 0.37, 0.03)
+        )
+    )
     log_ref = np.stack([_spread(rng, kind, mass, 0.8) for _ in range(C)])
     if state in ("healthy", "displacement", "drift"):
         return _run_pairs(state, rng, log_ref, kind, beta=rng.uniform(0.1, 0.4), kernel=kernel, noise=0.05)
@@ -133,6 +135,7 @@ def _logged(rng, rows, sick, noise, scale):
     stride = max(1.0, int(np.argmax(sick)) / (rng.uniform(0.1, 0.25) * POINTS))
     unit = lambda name: scale if name.startswith("rewards/margins") else 0.0 if name.endswith("accuracies") else 1.0
     return [
-        {"step": 10 * i} | {k: x + noise * unit(k) * rng.normal() for k, x in rows[min(int(i * stride), STEPS - 1)].items()}
+        {"step": 10 * i}
+        | {k: x + noise * unit(k) * rng.normal() for k, x in rows[min(int(i * stride), STEPS - 1)].items()}
         for i in range(POINTS)
     ]

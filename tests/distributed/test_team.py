@@ -26,8 +26,8 @@ _spec.loader.exec_module(worker)
 
 ON_TWO = [f"{method}-fsdp-full" for method in ("dpo", "kto", "rloo", "ppo_critic")]
 ON_TWO += [f"{method}-fsdp-lora" for method in ("pref_ft", "hypo", "ppo_critic")]
-ON_TWO += ["pref_ft-ddp-lora", "hypo-ddp-full", "ppo_critic-ddp-full"]
-ON_FOUR = ["kto-fsdp-full", "hypo-fsdp-lora", "rloo-ddp-lora", "ppo_critic-fsdp-full"]
+ON_TWO += ["pref_ft-ddp-full", "hypo-ddp-full"]
+ON_FOUR = ["kto-fsdp-full", "rloo-ddp-lora", "ppo_critic-fsdp-full"]
 SAVED = {2: ["rloo-fsdp-full:save:of-two", "dpo-fsdp-lora:save:of-two-lora"], 4: []}
 RESUMED = {
     2: ["rloo-fsdp-full:resume:of-one"],
@@ -131,12 +131,10 @@ def same_rows(ours: list[dict[str, float]], told: list[dict[str, float]]) -> Non
 @pytest.mark.parametrize("how", ["hang", "freeze"])
 def test_a_rank_that_stops_answering_is_named_with_its_step_and_what_it_did(how, world):
     """One hangs with its threads alive, so that it is known by the others' waiting; one says nothing any more."""
-    began = time.monotonic()
     team = torchrun(2, str(WORKER), str(world), str(world / "none.pt"), how)
-    said, _ = team.communicate(timeout=90)  # torchrun takes half a minute to end a frozen process
-    assert team.returncode != 0
+    said, seconds = named(team)
     assert "rank 1 stopped answering at step 3, last seen at: scoring" in said, said[-3000:]
-    assert time.monotonic() - began < 75
+    assert seconds < 60 and team.returncode != 0
 
 
 def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(world, tmp_path):
@@ -157,11 +155,9 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(world, t
     team = torchrun(2, "-m", "modeseek", "train", *words, "--max-steps", "100000")
     assert reached(folder, 3, team), team.communicate(timeout=5)[0][-3000:]
     os.kill(rank_of(team.pid, 1), signal.SIGKILL)
-    began = time.monotonic()
-    said, _ = team.communicate(timeout=90)
-    assert team.returncode != 0
+    said, seconds = named(team)
     assert "rank 1 stopped answering at step" in said and "go on with --resume" in said, said[-3000:]
-    assert time.monotonic() - began < 60
+    assert seconds < 60 and team.returncode != 0
     assert any("rank 1" in w for w in json.loads((folder / "card.json").read_text())["warnings"])
     last = checkpoint.latest(folder / "checkpoints")
     assert last is not None
@@ -172,6 +168,18 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(world, t
     steps = [json.loads(line)["step"] for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert sorted(set(steps)) == list(range(1, step + 3)) and f"resumed from step {step}" in said
     same_model(folder)
+
+
+def named(team: subprocess.Popen[str]) -> tuple[str, float]:
+    """All that was said, and the seconds until a rank was named; torchrun then takes up to half a minute to end."""
+    began, seconds, said = time.monotonic(), float("inf"), []
+    assert team.stdout is not None
+    for line in team.stdout:
+        said.append(line)
+        if "stopped answering" in line:
+            seconds = min(seconds, time.monotonic() - began)
+    team.wait(60)
+    return "".join(said), seconds
 
 
 def same_model(folder: Path) -> None:

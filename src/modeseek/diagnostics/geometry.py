@@ -76,7 +76,9 @@ def tilted(reward: PK, beta: float) -> list[Found]:
     worth = np.clip(_without_bias(log_w, _worth), 1 / K, 1)
     ess = unless_heavy(weights, ess_name, lambda: estimate.share(worth, name=ess_name))
     if float(_worth(log_w).mean()) * K < 2:
-        reason = f"{K} samples are worth fewer than two of the target's: it is more than about {np.log(K):.1f} nats away"
+        reason = (
+            f"{K} samples are worth fewer than two of the target's: it is more than about {np.log(K):.1f} nats away"
+        )
         return [Refused(name=kl_name, reason=f"{reason}; beta is small for this reward"), ess]
     kl = lambda: estimate.mean(_without_bias(log_w, _kl), name=kl_name)
     return [unless_heavy(weights, kl_name, kl), ess]
@@ -120,5 +122,3 @@ def linearity(look: Look, *, name: str = "reward_linear_r2", folds: int = 5) -> 
         left[test] = ((y[test] - x[test] @ w) ** 2).sum(1)
     total = (y**2).sum(1)
     return ratio(total - left, total, name=name)
-
-

@@ -75,7 +75,9 @@ def contrastive(known: Mapping[str, float], own: Answer, covered: Answer) -> Ans
     """What may go wrong with a contrastive run?"""
     question = "What may go wrong with DPO on it?"
     if "pessimistic" not in known:
-        return Answer(question=question, level="mixed", answer="There are no pairs", why=("DPO compares two responses.",))
+        return Answer(
+            question=question, level="mixed", answer="There are no pairs", why=("DPO compares two responses.",)
+        )
     after, now = known.get("drift/outside_after", 0.0), known.get("outside_data", 0.0)
     signs = {
         "Drift": (
@@ -117,7 +119,9 @@ def next_step(known: Mapping[str, float], own: Answer, covered: Answer) -> Answe
         return Answer(question=question, level="good", answer="DPO on these pairs", why=steps)
     notes = []
     if (r2 := known.get("reward_linear_r2")) is not None and r2 < LINEAR:
-        notes.append("Your reward is not linear in the model's features: a separate reward model and RL suit it better.")
+        notes.append(
+            "Your reward is not linear in the model's features: a separate reward model and RL suit it better."
+        )
     if own.level == "mixed" and covered.level != "bad":
         steps = (
             "HyPO keeps the model near the reference with its own unlabelled samples (`modeseek train hypo`).",

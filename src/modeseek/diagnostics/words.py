@@ -71,7 +71,11 @@ LABELS: Mapping[str, str] = {
     "drift/outside_after": "drift, predicted",
     "reward_linear_r2": "reward linear in features (R2)",
 }
-SHARES = frozenset(stem for stem, sentence in SENTENCES.items() if "{p}" in sentence) | {"ks", "same/logp", "same/length"}
+SHARES = frozenset(stem for stem, sentence in SENTENCES.items() if "{p}" in sentence) | {
+    "ks",
+    "same/logp",
+    "same/length",
+}
 
 
 class Words(NamedTuple):
@@ -91,7 +95,9 @@ def words(found: Found) -> Words:
         return Words(label, f"Not given: {found.reason}.", False)
     source = tail.removeprefix("source=")
     if source != tail:
-        sentence = f"The model finds what {source} wrote more likely than {found.value:.0%} of its own samples (50%: its own)."
+        sentence = (
+            f"The model finds what {source} wrote more likely than {found.value:.0%} of its own samples (50%: its own)."
+        )
         return Words(label, sentence, True)
     text = SENTENCES[stem].format(v=f"{found.value:.3g}", p=f"{found.value:.0%}", t=tail, T=tail[:1].upper() + tail[1:])
     return Words(label, text, stem in SHARES)
