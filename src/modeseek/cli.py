@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 COMMANDS: dict[str, str] = {
     "quickstart": "show DPO, HyPO and online DPO on a small model, in about three minutes",
+    "diagnose": "diagnose MODEL DATA [--reward R]: does it cover this model? will a contrastive run misbehave?",
     "advise": "advise MODEL DATA [--reward R] [--race] [--collect]: which method, which data next, at what cost?",
     "train": "train CONFIG --model M --data D: CONFIG is a YAML file or a method's name",
     "check": "check DATA [--model M]: is this data set sound?",

@@ -16,7 +16,7 @@ def look_of(features, logp, pairs, own):
         told_length=one(pairs, float),
         own_features=features[own],
         told_features=features[pairs],
-        told_predicting=np.ones((*pairs.shape, features.shape[1])),
+        told_predicting=np.ones((*pairs.shape, 1)),
         told_tokens=[[[int(a)], [int(b)]] for a, b in pairs],
         told_rare=(logp[pairs] < np.log(1e-3)).astype(float),
         sources=[["", ""] for _ in pairs],
@@ -49,7 +49,7 @@ def linear_world(seed, *, pairs=128, samples=8, steps=400, rate=1.0, beta=0.1):
     return look_of(phi, np.log(p), drawn, own), float(after[inside:].sum()), float(mass)
 
 
-def table_world(seed, *, pairs=128, samples=8, steps=2000, rate=1.0, beta=1.0):
+def table_world(seed, *, pairs=128, samples=8, steps=700, rate=3.0, beta=1.0):
     """The same for a table of logits (features are cells): 30 responses, 10 to 20 of them in the data."""
     rng = np.random.default_rng(seed)
     A = 30

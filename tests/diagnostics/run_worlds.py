@@ -1,11 +1,11 @@
 """Runs of known state, made on purpose in two unlike kinds of world; what they log is what a real run logs.
 
 `tuning` is log-linear: features on a line decide who gets the mass, one context. `testing` is a table of logits with a
-kernel over responses and several contexts, other sizes, noise, rates. The state is checked against the truth at the end.
+kernel over responses, several contexts, other sizes, noise, rates. The state is checked against the truth at the end.
 """
 
 import numpy as np
-from scipy.special import expit, logsumexp, softmax
+from scipy.special import expit, logsumexp
 
 STATES = ("healthy", "displacement", "drift", "collapse", "over-optimisation")
 STEPS = 1500
@@ -77,7 +77,7 @@ def _run_pairs(state, rng, log_ref, kind, *, beta, kernel, noise):
     at = rng.integers(C, size=n)
     h = np.zeros((C, A))
     rows, sick = [], []
-    for step in range(STEPS):
+    for _ in range(STEPS):
         logp = (log_ref + h) - logsumexp(log_ref + h, axis=1, keepdims=True)
         p, u = np.exp(logp), logp - log_ref
         chosen, rejected = (logp[at, pairs[:, k]].mean() for k in (0, 1))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import scipy.stats
-from diagnostics.drift_worlds import linear_world, table_world
 
+from diagnostics.drift_worlds import linear_world, table_world
 from modeseek.diagnostics import drift
 
 

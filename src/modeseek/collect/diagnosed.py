@@ -33,7 +33,7 @@ def diagnosed(rounds: Rounds, number: int, current: int, judge: Judging) -> list
     template = Template.load(model, trust_remote_code=plan.trust_remote_code)
     policy = judge.policy(model, template)
     records = load(str(Path(rounds.output_dir) / f"round-{number}" / "data.jsonl"))
-    lengths = {"max_length": plan.max_length, "max_completion_length": plan.max_completion_length}
+    lengths: dict[str, Any] = {"max_length": plan.max_length, "max_completion_length": plan.max_completion_length}
     data = tokenise(records, template, responses="best_worst", truncate_responses=True, **lengths)
     part = data.prompts(torch.arange(min(len(data), PROMPTS)))
     look = importlib.import_module("modeseek.diagnostics.look").look

@@ -21,15 +21,16 @@ def main(words: list[str]) -> int:
     asked = tyro.cli(Report, args=words, prog="modeseek report")
     if not asked.runs:
         raise ValueError("which runs? Name at least one folder that train wrote")
+    first, *others = asked.runs
     from modeseek.report import study_data, write
 
     if any(map(study_data.is_study, asked.runs)):
-        if len(asked.runs) > 1 or asked.title:
+        if others or asked.title:
             raise ValueError("runs: a study has a page of its own; name it alone, without --title")
         from modeseek.report.study import write as write_study
 
-        print(write_study(asked.runs[0], asked.output or None))
+        print(write_study(first, asked.output or None))
         return 0
-    out = Path(asked.output or Path(asked.runs[0]) / "report.html")
+    out = Path(asked.output or Path(first) / "report.html")
     print(write(asked.runs, out, asked.title or None))
     return 0

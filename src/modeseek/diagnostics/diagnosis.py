@@ -1,4 +1,4 @@
-"""All sections over one look: a flat list of numbers with sentences, and the four answers. What diagnosis.json holds."""
+"""All sections over one look: a flat list of numbers with sentences, and four answers: what diagnosis.json holds."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a run is doing, from its logged rows: a state, what shows it, and the remedy. No torch.
 
-A margin grows in a healthy run and in a sick one alike (2410.08847: chosen and rejected both fall; 2406.01462: mass leaves
+A margin grows in a healthy run and in a sick one alike (2410.08847: both responses fall; 2406.01462: mass leaves
 the data where nothing was compared). Four more numbers tell them apart: the chosen responses' log-probability; the
 entropy of fresh samples; their surprise, -log pi_ref, which is entropy + KL; and a score that is not trained on.
 """
@@ -25,8 +25,8 @@ TITLES: Mapping[str, str] = {
 REMEDIES: Mapping[str, str] = {
     "too early": "go on; held-out evaluation every few steps (eval_steps) shows more",
     "healthy": "go on",
-    "displacement": "add an SFT term on the chosen (DPOP, RPO), drop the pairs with the highest CHES, or sample on policy",
-    "drift": "add reverse KL on fresh samples (HyPO), raise beta, or stop and collect pairs from the model's own samples",
+    "displacement": "add an SFT term on the chosen (DPOP, RPO), drop the pairs of highest CHES, or sample on policy",
+    "drift": "add reverse KL on fresh samples (HyPO), raise beta, or stop and collect pairs of the model's own samples",
     "collapse": "lower the learning rate, add KL or entropy, or go back to the last checkpoint before it",
     "over-optimisation": "go back to the checkpoint where the held-out score was best; more KL, or a new reward model",
 }
@@ -178,7 +178,7 @@ def _healthy(rows: Rows) -> tuple[State, tuple[str, ...]] | None:
 
 
 def _falls(rows: Rows, chosen: Sequence[float]) -> bool:
-    """Whether the chosen fell by more than a little: in nats, of their own size, and of their distance to the rejected."""
+    """Whether the chosen fell by more than a little: in nats, of their size, and of their distance to the rejected."""
     if len(chosen) < 3:
         return False
     rejected = _series(rows, "logps/rejected")

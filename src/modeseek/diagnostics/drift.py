@@ -75,7 +75,7 @@ def tilt(gaps: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
 def predicted(look: Look, *, beta: float = 0.1, name: str = "drift/outside_after") -> Found:
     """The share of responses outside the data after a contrastive run to its end, from the model's own samples.
 
-    They are weighted by exp(tilt / beta), centred within each context. Few samples carry the weight, so the number ranks data
+    They are weighted by exp(tilt / beta), centred within each context. Few carry the weight: the number ranks data
     sets and models (0.7 and more against what came, in `tests/diagnostics/test_drift.py`) and forecasts none of them.
     """
     if len(look.sides) < 2 or len(look) < 16:

@@ -46,7 +46,7 @@ def reach(own: PK, chosen: Float[np.ndarray, " P"], n: int) -> Float[np.ndarray,
     """P(best of n own >= chosen): 1 - C(K - c, n) / C(K, n) where c of K samples reach it. Unbiased."""
     K = own.shape[1]
     c = (own >= chosen[:, None]).sum(1)
-    return 1 - comb(K - c, n) / comb(K, n)
+    return 1 - np.asarray(comb(K - c, n)) / comb(K, n)
 
 
 def peak(reward: PK, mean_logp: PK, *, name: str = "peak_rank") -> Found:

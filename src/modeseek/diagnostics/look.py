@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Look:
     told_length: PM
     own_features: PKH
     told_features: PMH
-    told_predicting: PMH  # sums of the states that predict a response's tokens
+    told_predicting: Float[np.ndarray, "P m G"]  # sums of the states that predict a response's tokens
     told_tokens: Sequence[Sequence[Sequence[int]]]  # of each prompt, of each response
     told_rare: PM  # share of a response's tokens that the model gives less than 1 in 1000
     own_ref_logp: PK | None = None  # where a reference apart from the model is given
@@ -63,12 +64,12 @@ class Look:
         return self.told_logp / self.told_length
 
     @property
-    def own_traits(self) -> Float[np.ndarray, "..."]:
+    def own_traits(self) -> Float[np.ndarray, " *n"]:
         """Features with log-probability and length beside them."""
         return _traits(self.own_features, self.own_mean_logp, self.own_length)
 
     @property
-    def told_traits(self) -> Float[np.ndarray, "..."]:
+    def told_traits(self) -> Float[np.ndarray, " *n"]:
         """Features with log-probability and length beside them."""
         return _traits(self.told_features, self.told_mean_logp, self.told_length)
 
@@ -118,7 +119,7 @@ def look(
         ]
         tell("scored", len(index))
     seen = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    join = lambda parts, name: None if parts[0][name] is None else np.concatenate([part[name] for part in parts])
+    join: Any = lambda parts, name: None if parts[0][name] is None else np.concatenate([x[name] for x in parts])
     names = ("logp", "length", "features", "ref_logp", "reward")
     columns = {f"own_{name}": join(own, name) for name in names} | {f"told_{name}": join(told, name) for name in names}
     return Look(

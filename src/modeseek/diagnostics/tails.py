@@ -48,7 +48,7 @@ def ratio(above: Float[np.ndarray, " P"], below: Float[np.ndarray, " P"], *, nam
     return jackknife(lambda at: float(above[at].sum() / below[at].sum()), len(above), name=name)
 
 
-def pareto_k(weights: Float[np.ndarray, "..."]) -> float:
+def pareto_k(weights: Float[np.ndarray, " *n"]) -> float:
     """The shape of the generalised Pareto distribution that fits the largest weights; infinite where there are too few.
 
     Zhang & Stephens 2009 on the top min(n / 5, 3 sqrt n) weights, as in 1507.02646 (their weak prior on k included).
@@ -79,7 +79,7 @@ def _gpd_shape(x: Float[np.ndarray, " m"]) -> float:
     return float(np.log1p(-(b * share).sum() / share.sum() * x).mean())
 
 
-def unless_heavy(weights: Float[np.ndarray, "..."], name: str, found: Callable[[], Estimate]) -> Found:
+def unless_heavy(weights: Float[np.ndarray, " *n"], name: str, found: Callable[[], Estimate]) -> Found:
     """The estimate, or a refusal where its weights have too heavy a tail."""
     k = pareto_k(weights)
     if k > LIMIT:

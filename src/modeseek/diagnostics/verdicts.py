@@ -42,7 +42,7 @@ def on_policy(known: Mapping[str, float], p_value: float) -> Answer:
     question = "Is my data on-policy?"
     ranks, auc = known["same/logp"], known.get("classifier_auc", 0.5)
     support = max(known.get(f"near_zero_support/{side}", 0.0) for side in ("chosen", "rejected"))
-    chance = f"p = {p_value:.2g}" if p_value >= 0.001 else "p < 0.001"
+    chance = f"p = {p_value:.2g}" if p_value > 0.001 else "p at most 0.001"
     if p_value >= ALARM:
         why = f"Likelihood and length of the data rank among the model's own samples as its own would ({chance})."
         return Answer(question=question, level="good", answer="Yes, as far as can be told", why=(why,))
@@ -85,14 +85,10 @@ def contrastive(known: Mapping[str, float], own: Answer, covered: Answer) -> Ans
             "the pairs do not say what your model's own responses are worth, and DPO never looks at them: probability "
             "may leave the data for text that nobody compared",
         ),
-        "Displacement": (
-            known["edit_similarity"] > ALIKE or known["pessimistic"] > PESSIMISTIC,
-            f"{known['pessimistic']:.0%} of chosen responses start less likely than their rejected, and the two share "
-            f"{known['edit_similarity']:.0%} of their tokens: pushing the rejected down pulls the chosen along",
-        ),
+        "Displacement": (known["edit_similarity"] > ALIKE or known["pessimistic"] > PESSIMISTIC, _displaces(known)),
         "Length": (
             abs(known["longer_is_chosen"] - 0.5) > LENGTH - 0.5,
-            f"length alone tells the label of {max(known['longer_is_chosen'], 1 - known['longer_is_chosen']):.0%} of pairs",
+            f"length alone tells the label of {abs(known['longer_is_chosen'] - 0.5) + 0.5:.0%} of pairs",
         ),
         "A shortcut": (
             known["first_token_accuracy"] > FIRST,
@@ -107,6 +103,19 @@ def contrastive(known: Mapping[str, float], own: Answer, covered: Answer) -> Ans
     level: Level = "bad" if "Drift" in raised else "mixed"
     return Answer(
         question=question, level=level, answer=names, why=tuple(f"{name}: {why}." for name, why in raised.items())
+    )
+
+
+def _displaces(known: Mapping[str, float]) -> str:
+    """Why the chosen may fall with the rejected."""
+    if known["edit_similarity"] > ALIKE:
+        return (
+            f"chosen and rejected share {known['edit_similarity']:.0%} of their tokens: pushing the rejected down pulls the "
+            "chosen along"
+        )
+    return (
+        f"{known['pessimistic']:.0%} of chosen responses start less likely than their rejected (45% is usual): margins can "
+        "grow for long by pushing down alone"
     )
 
 
@@ -131,7 +140,7 @@ def next_step(known: Mapping[str, float], own: Answer, covered: Answer) -> Answe
         return Answer(question=question, level="mixed", answer="HyPO, or a cautious DPO", why=steps)
     if reach is not None and reach >= REACHED:
         steps = (
-            f"The best of your model's samples matches the chosen response for {reach:.0%} of prompts, and you have a reward.",
+            f"The best of your model's samples matches the chosen for {reach:.0%} of prompts, and you have a reward.",
             "Sample from your model and label that (`modeseek train online_dpo`, `rloo`): these pairs add little.",
             *notes,
         )

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a sentence a line
 """Each number in a plain sentence, for somebody who knows DPO and has not read the papers."""
 
 from __future__ import annotations
@@ -9,9 +10,14 @@ from modeseek.diagnostics.tails import Found, Refused
 
 # {v}: the value; {p}: as a percentage; {t}: what the name ends in. A name, or its part before the last "/".
 SENTENCES: Mapping[str, str] = {
-    "pit": "The model finds {t} responses more likely, per token, than {p} of its own samples; it would be 50% if it wrote them.",
-    "ks": "The ranks of {t} responses among own samples are {v} away from even (0: the model's own, 1: as far as can be).",
-    "near_zero_support": "{p} of {t} responses lie more than 3 standard deviations below what the model typically writes.",
+    "pit": (
+        "The model finds {t} responses more likely, per token, than {p} of its own samples; it would be 50% "
+        "if it wrote them."
+    ),
+    "ks": "The ranks of {t} responses among own samples are {v} away from even (0 if it wrote them).",
+    "near_zero_support": (
+        "{p} of {t} responses lie more than 3 standard deviations below what the model typically writes."
+    ),
     "typicality": "{T} responses lie {v} standard deviations below the model's typical response.",
     "same/logp": "Both responses of a pair together: their likelihood ranks are {v} away from even.",
     "same/length": "Both responses of a pair together: their length ranks among own samples are {v} away from even.",
@@ -19,7 +25,9 @@ SENTENCES: Mapping[str, str] = {
     "classifier_auc": "A linear classifier ranks a data response above an own one {p} of the time; 50% is chance.",
     "support_gap": "{T} responses cost the model {v} nats a token more than its own samples.",
     "rare_tokens": "{p} of the tokens of {t} responses get less than 1 in 1000 from the model.",
-    "linear_coverage": "In the direction where the pairs tell least, own pairs vary {v} times as much as the data's (1: covered).",
+    "linear_coverage": (
+        "In the direction where the pairs tell least, own pairs vary {v} times as much as the data's (1: covered)."
+    ),
     "leverage": "A linear reward learnt from the pairs is {v} times as uncertain on own pairs as on the data's.",
     "leverage/95%": "For one own pair in twenty it is {v} times as uncertain, or more.",
     "effective_dimension": "Differences between the responses of a pair ({t}) spread over about {v} directions.",
@@ -36,17 +44,24 @@ SENTENCES: Mapping[str, str] = {
     "reward/rejected_less_own": "Rejected responses are worth {v} more than own samples.",
     "best_of": "The best of {t} own samples has a mean reward of {v}.",
     "reach": "The best of {t} own samples is as good as the chosen response for {p} of prompts.",
-    "peak_rank": "The best own sample is more likely than {p} of the others; well below 50%, reward lies where the model rarely goes.",
+    "peak_rank": (
+        "The best own sample is more likely than {p} of the others; well below 50%, reward lies where the "
+        "model rarely goes."
+    ),
     "target_kl": "What RL would aim at ({t}) is {v} nats away.",
     "target_ess": "A sample of the model is worth {p} of a sample of what RL would aim at ({t}).",
     "reward_linear_r2": "{p} of the reward's differences between answers are linear in the model's features.",
     "pessimistic": "In {p} of pairs the reference finds the rejected response the more likely one (45% is usual).",
     "reference_accuracy": "Per token, the reference already prefers the chosen response in {p} of pairs.",
     "ches": "Chosen and rejected overlap by {v} in hidden states (CHES; higher: more likelihood displacement).",
-    "ches/length_normalised": "Per token their overlap less the chosen's own length is {v} (nearer 0 from below: more displacement).",
+    "ches/length_normalised": (
+        "Per token their overlap less the chosen's own length is {v} (nearer 0 from below: more displacement)."
+    ),
     "edit_similarity": "Chosen and rejected share {p} of their tokens in order.",
     "drift/index": "At the first step, mass leaves the pairs at rate {v} (below zero: it gathers on them).",
-    "drift/outside_after": "A contrastive run to its end would put {p} of the mass outside the data (a ranking, not a forecast).",
+    "drift/outside_after": (
+        "A contrastive run to its end would put {p} of the mass outside the data (a ranking, not a forecast)."
+    ),
     "longer_is_chosen": "The chosen response is the longer one in {p} of pairs: what length alone would learn.",
     "first_token_accuracy": "The first token alone tells the chosen response in {p} of pairs.",
     "margin_accuracy": "The implied reward already orders {p} of pairs rightly.",
@@ -90,7 +105,7 @@ def words(found: Found) -> Words:
     """The label and the sentence of a number, or of its refusal."""
     stem, tail = _stem(found.name)
     label = LABELS.get(stem, stem.replace("_", " ").replace("/", ": "))
-    label = label if not tail else f"{label}, {tail}"
+    label = label if not tail else f"{label}, {tail.removeprefix('source=')}"
     if isinstance(found, Refused):
         return Words(label, f"Not given: {found.reason}.", False)
     source = tail.removeprefix("source=")

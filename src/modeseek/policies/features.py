@@ -27,7 +27,7 @@ class Seen:
 
     logp: Float[Tensor, "P K T"]
     features: Float[Tensor, "P K H"]  # mean of the states at the response's tokens
-    predicting: Float[Tensor, "P K H"]  # sum of the states that its tokens were predicted from (2410.08847's)
+    predicting: Float[Tensor, "P K G"]  # sum of the states that its tokens were predicted from (2410.08847's)
 
 
 @torch.no_grad()

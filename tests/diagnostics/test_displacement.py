@@ -1,0 +1,91 @@
+"""States of runs made on purpose, from a generator on which nothing was tuned, and states by hand."""
+
+import pytest
+
+from diagnostics.run_worlds import POINTS, STATES, testing, tuning
+from modeseek.diagnostics.displacement import SICK, Watch, name_state
+
+RUNS = 12  # of each state, from each generator
+
+
+@pytest.mark.parametrize("worlds", [tuning, testing])
+def test_nine_runs_of_ten_are_named_rightly_within_their_first_third(worlds):
+    right = {
+        state: sum(name_state(worlds(state, seed)[0][: POINTS // 3]).state == state for seed in range(500, 500 + RUNS))
+        for state in STATES
+    }
+    assert sum(right.values()) >= 0.9 * RUNS * len(STATES), right
+
+
+@pytest.mark.parametrize("worlds", [tuning, testing])
+def test_the_runs_are_what_they_are_called(worlds):
+    """By the truth at the end, which the detector never sees."""
+    for seed in range(3):
+        healthy, moved, drifted = (worlds(s, seed)[1] for s in ("healthy", "displacement", "drift"))
+        assert healthy["chosen"] > 0 and healthy["outside"] < 0.1
+        assert moved["chosen"] < -0.5 and moved["outside"] < 0.2
+        assert drifted["outside"] > 0.5
+        assert worlds("collapse", seed)[1]["entropy"] < 0.3
+        assert worlds("over-optimisation", seed)[1]["gold_lost"] > 0.3
+
+
+def _rows(**columns):
+    n = len(next(iter(columns.values())))
+    return [{"step": i} | {name.replace("__", "/"): values[i] for name, values in columns.items()} for i in range(n)]
+
+
+RISING = [0.1 * i for i in range(12)]
+
+
+def test_margins_that_grow_while_the_chosen_hold_are_healthy():
+    rows = _rows(rewards__margins=RISING, logps__chosen=[-40.0] * 12, logps__rejected=[-40.0 - i for i in range(12)])
+    assert name_state(rows).state == "healthy"
+
+
+def test_margins_that_grow_while_the_chosen_fall_are_displacement():
+    """The chosen lose 11 nats, the rejected 22."""
+    fall = lambda each: [-40.0 - each * i for i in range(12)]
+    rows = _rows(rewards__margins=RISING, logps__chosen=fall(1), logps__rejected=fall(2))
+    found = name_state(rows)
+    assert found.state == "displacement" and "SFT" in found.remedy and "10 nats" in str(found).replace("10.0", "10")
+
+
+def test_a_score_that_turns_while_the_reward_rises_is_over_optimisation():
+    rows = _rows(reward=RISING, eval__win_rate=[0.5, 0.55, 0.6, 0.65, 0.7, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.3])
+    assert name_state(rows).state == "over-optimisation"
+
+
+def test_the_reward_that_is_trained_on_is_no_witness_against_itself():
+    rows = _rows(reward=RISING, eval__reward=[*RISING[:6], *RISING[:6]])
+    found = name_state(rows)
+    assert found.state != "over-optimisation" and any("over-optimisation" in text for text in found.blind)
+
+
+def test_samples_of_one_kind_are_collapse():
+    rows = _rows(reward=RISING, entropy=[3.0 - 0.25 * i for i in range(12)])
+    assert name_state(rows).state == "collapse"
+
+
+def test_too_few_rows_say_nothing():
+    assert name_state([]).state == "too early"
+    assert name_state([{"step": 1, "loss": 0.69}]).state == "too early"
+
+
+def test_rows_without_numbers_are_passed_over():
+    rows = _rows(rewards__margins=[*RISING[:11], float("nan")], logps__chosen=[-40.0] * 12)
+    assert name_state([*rows, {"step": 12, "note": "text"}]).state == "healthy"
+
+
+def test_a_watch_stops_a_run_only_where_it_was_asked_to():
+    fall = [-40.0 - i for i in range(12)]
+    rows = _rows(rewards__margins=RISING, logps__chosen=fall, logps__rejected=[2 * x for x in fall])
+    idle, asked = Watch(), Watch(stop_on=("displacement",), patience=2)
+    stopped = [asked(None, row) for row in rows]
+    assert not any(idle(None, row) for row in rows) and idle.verdict.state == "displacement"
+    assert any(stopped) and stopped.index(True) >= 3
+
+
+def test_a_state_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="stop_on: 'healthy', expected some of displacement"):
+        Watch(stop_on=("healthy",))
+    assert "healthy" not in SICK
