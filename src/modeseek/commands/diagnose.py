@@ -221,11 +221,13 @@ def _show(found: dict[str, Any], console: Console) -> None:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("in words", ratio=5)
         for row in rows:
-            known = row["value"] is not None
-            value = f"{row['value']:.3g}" if known else "-"
-            ends = f"{_end(row['low'])} to {_end(row['high'])}" if known else ""
-            table.add_row(escape(row["label"]), value, ends, escape(row["sentence"]))
-        console.print(table)
+            if row["value"] is not None:
+                ends = f"{_end(row['low'])} to {_end(row['high'])}"
+                table.add_row(escape(row["label"]), f"{row['value']:.3g}", ends, escape(row["sentence"]))
+        if table.row_count:
+            console.print(table)
+        for reason, labels in _refusals(rows).items():
+            console.print(f"{escape(', '.join(labels))}: {escape(reason)}", style="dim", highlight=False)
     if found["run"] is not None:
         said = found["run"]
         console.print(f"\n[bold]The run[/]: {said['title']}; {'; '.join(said['evidence'])}. {said['remedy']}.")
@@ -233,6 +235,15 @@ def _show(found: dict[str, Any], console: Console) -> None:
         f"\n{found['prompts']} prompts, {found['samples_per_prompt']} samples each, {found['seconds']} s",
         highlight=False,
     )
+
+
+def _refusals(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """What is not given, by the reason."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["value"] is None:
+            found.setdefault(row["sentence"], []).append(row["label"])
+    return found
 
 
 def _end(x: float | None) -> str:

@@ -110,12 +110,12 @@ def _displaces(known: Mapping[str, float]) -> str:
     """Why the chosen may fall with the rejected."""
     if known["edit_similarity"] > ALIKE:
         return (
-            f"chosen and rejected share {known['edit_similarity']:.0%} of their tokens: pushing the rejected down pulls the "
-            "chosen along"
+            f"chosen and rejected share {known['edit_similarity']:.0%} of their tokens: pushing the rejected down "
+            "pulls the chosen along"
         )
     return (
-        f"{known['pessimistic']:.0%} of chosen responses start less likely than their rejected (45% is usual): margins can "
-        "grow for long by pushing down alone"
+        f"{known['pessimistic']:.0%} of chosen responses start less likely than their rejected (45% is usual): margins "
+        "can grow for long by pushing down alone"
     )
 
 
