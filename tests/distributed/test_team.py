@@ -174,10 +174,11 @@ def named(team: subprocess.Popen[str]) -> tuple[str, float]:
     """All that was said, and the seconds until a rank was named; torchrun then takes up to half a minute to end."""
     began, seconds, said = time.monotonic(), float("inf"), []
     assert team.stdout is not None
-    for line in team.stdout:
-        said.append(line)
-        if "stopped answering" in line:
-            seconds = min(seconds, time.monotonic() - began)
+    with team.stdout as lines:
+        for line in lines:
+            said.append(line)
+            if "stopped answering" in line:
+                seconds = min(seconds, time.monotonic() - began)
     team.wait(60)
     return "".join(said), seconds
 

@@ -146,8 +146,12 @@ def _groups(asked: Diagnose, records: Sequence[Any], template: Any, limit: int) 
     drawn = usable([distinct[key] for key in order[: asked.prompts + asked.prompts // 4]])  # some may be left out
     if len(drawn) < 16:
         raise ValueError(f"data: found {len(drawn)} distinct prompts with usable responses, expected at least 16")
-    counts = {**drawn.counts["dropped"], "responses cut off": drawn.counts["responses_truncated"]}
     kept = drawn if len(drawn) <= asked.prompts else usable(drawn.records[: asked.prompts])
+    cut = f"of {len(kept.response)} responses cut off"
+    counts = {
+        **{f"rows left out: {why}": n for why, n in drawn.counts["dropped"].items()},
+        cut: kept.counts["responses_truncated"],
+    }
     return kept, {why: n for why, n in counts.items() if n}
 
 

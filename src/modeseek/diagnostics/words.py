@@ -10,10 +10,7 @@ from modeseek.diagnostics.tails import Found, Refused
 
 # {v}: the value; {p}: as a percentage; {t}: what the name ends in. A name, or its part before the last "/".
 SENTENCES: Mapping[str, str] = {
-    "pit": (
-        "The model finds {t} responses more likely, per token, than {p} of its own samples; it would be 50% "
-        "if it wrote them."
-    ),
+    "pit": "By likelihood per token, {t} responses rank at {p} among own samples; 50% if the model wrote them.",
     "ks": "The ranks of {t} responses among own samples are {v} away from even (0 if it wrote them).",
     "near_zero_support": (
         "{p} of {t} responses lie more than 3 standard deviations below what the model typically writes."
@@ -110,9 +107,7 @@ def words(found: Found) -> Words:
         return Words(label, f"Not given: {found.reason}.", False)
     source = tail.removeprefix("source=")
     if source != tail:
-        sentence = (
-            f"The model finds what {source} wrote more likely than {found.value:.0%} of its own samples (50%: its own)."
-        )
+        sentence = f"What {source} wrote ranks at {found.value:.0%} by likelihood among own samples; 50% if the model wrote it."
         return Words(label, sentence, True)
     text = SENTENCES[stem].format(v=f"{found.value:.3g}", p=f"{found.value:.0%}", t=tail, T=tail[:1].upper() + tail[1:])
     return Words(label, text, stem in SHARES)

@@ -1,0 +1,125 @@
+"""`modeseek diagnose` from words to the page."""
+
+import json
+import re
+
+import pytest
+
+from conftest import shared
+from modeseek.commands.diagnose import main
+from modeseek.diagnostics.diagnosis import SECTIONS
+from modeseek.report.diagnosis import render
+
+SMALL = ["--samples", "3", "--prompts", "16", "--max-completion-length", "24"]
+
+
+@pytest.fixture(scope="module")
+def found(tiny, fable_pairs, tmp_path_factory):
+    """A diagnosis of the tiny model with everything asked for, and its page."""
+    out = tmp_path_factory.mktemp("diagnosis")
+    words = [str(tiny), str(fable_pairs), "--reward", "length:prefer=shorter", "--reference", str(tiny), *SMALL]
+    assert main([*words, "--output", str(out)]) == 0
+    return json.loads((out / "diagnosis.json").read_text()), (out / "diagnosis.html").read_text()
+
+
+def test_the_numbers_are_a_flat_list_with_sentences_and_intervals(found):
+    rows = found[0]["estimates"]
+    assert {row["section"] for row in rows} == {"on_policyness", "coverage", "geometry", "risk"}
+    assert len({row["name"] for row in rows}) == len(rows)
+    for row in rows:
+        assert {"section", "name", "value", "low", "high", "n", "sentence"} <= row.keys()
+        assert row["sentence"].endswith((".", ")."))
+        if row["value"] is not None:
+            assert row["low"] <= row["value"] + 1e-9 and row["value"] <= row["high"] + 1e-9, row
+
+
+def test_a_model_measured_against_itself_is_no_way_from_it(found):
+    values = {row["name"]: row["value"] for row in found[0]["estimates"]}
+    for name in ("kl/k1", "kl/k2", "kl/k3", "kl/rao_blackwell", "kl/forward"):
+        assert values[name] == pytest.approx(0, abs=1e-4), name
+    assert values["ess"] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_first_screen_answers_four_questions(found):
+    answers, page = found[0]["answers"], found[1]
+    assert [one["question"] for one in answers] == [
+        "Is my data on-policy?",
+        "Does it cover what my model writes?",
+        "What may go wrong with DPO on it?",
+        "What should I do next?",
+    ]
+    assert all(one["answer"] in page and one["why"] for one in answers)
+    assert page.index("What should I do next?") < page.index(SECTIONS["on_policyness"])
+
+
+def test_the_page_loads_nothing_and_escapes_what_a_person_wrote(found):
+    evil = found[0] | {"data": "<script>alert(1)</script>"}
+    evil["examples"] = [{"prompt": "</pre><b>", "chosen": "<img src=x>", "own": "&", "nats": "1"}]
+    page = render(evil)
+    assert "<script" not in page and "<img" not in page and "</pre><b>" not in page
+    assert not re.search(r"(?:src|href)=|https?://", page)
+
+
+def test_what_cannot_be_given_says_why(tiny, fable_pairs, tmp_path, capsys):
+    assert main([str(tiny), str(fable_pairs), *SMALL, "--output", str(tmp_path), "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["estimates"]}
+    assert rows["geometry"]["value"] is None and "--reward" in rows["geometry"]["sentence"]
+    assert rows["kl/k1"]["value"] is None and "--reference" in rows["kl/k1"]["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--samples", "1"], "samples: found 1"), (["--prompts", "4"], "prompts: found 4"), (["--beta", "0"], "beta")],
+)
+def test_an_option_that_cannot_be_honoured_is_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        main(["model", "data", *words])
+
+
+def test_data_without_responses_are_refused(tiny, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"tell {i}"}) + "\n" for i in range(20)))
+    with pytest.raises(ValueError, match="no responses"):
+        main([str(tiny), str(path), "--output", str(tmp_path)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "data", ["data/rmb_pairwise/pairs.jsonl.gz", "data/hh_rlhf_harmless_test/harmless-base_test.jsonl.gz"]
+)
+def test_real_preferences_are_far_from_a_small_story_teller(data, tmp_path):
+    words = [str(shared("models/stories260k")), str(shared(data)), "--samples", "4", "--prompts", "32"]
+    main([*words, "--max-completion-length", "64", "--output", str(tmp_path)])
+    found = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert found["answers"][0]["answer"] == "No: far off-policy"
+
+
+@pytest.mark.slow
+def test_a_story_tellers_own_stories_are_called_its_own(tmp_path):
+    """Written to a file as text and read again: what is cut off stays cut off at the same place."""
+    import torch
+
+    from modeseek.build import load_policy
+    from modeseek.data.tokenise import Groups, Template
+
+    model = str(shared("models/stories260k"))
+    template = Template.load(model)
+    policy = load_policy(model, template, max_new=64)
+    openings = ["Once upon a time", "One day, a girl", "Tom and his dog", "The big red ball", "There was a little"]
+    names = ["Lily", "Tim", "Sue", "Ben", "Mia", "Max", "Amy", "Sam", "Anna", "Jack"]
+    texts = [f"{opening} named {name}" for opening in openings for name in names]
+    asked = Groups.from_prompts(texts, template, max_length=256, max_completion_length=64)
+    drawn = policy.sample(*_prompts(asked), 2, torch.Generator().manual_seed(7))
+    pairs = tmp_path / "own.jsonl"
+    with pairs.open("w") as file:
+        for p, prompt in enumerate(texts):
+            a, b = (template.decode(drawn.response[p, k][drawn.mask[p, k]].tolist()) for k in (0, 1))
+            file.write(json.dumps({"prompt": prompt, "chosen": a, "rejected": b}) + "\n")
+    main([model, str(pairs), "--prompts", "50", "--max-completion-length", "64", "--output", str(tmp_path)])
+    found = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert found["answers"][0]["level"] == "good", found["p_value"]
+
+
+def _prompts(asked):
+    batch = asked.prompts(slice(0, len(asked)))
+    return batch.prompt, batch.prompt_mask
