@@ -1,5 +1,7 @@
 """Train a model: `modeseek train CONFIG [--flags]`."""
 
+import os
+
 
 def main(words: list[str]) -> int:
     """Train a model: `modeseek train CONFIG [--flags]`."""
@@ -15,5 +17,6 @@ def main(words: list[str]) -> int:
     from modeseek.runs import train as train_run
 
     folder = train_run(run, resume=bool(resume))
-    print(f"{folder}/model is the model; `modeseek report {folder}` makes its page")
+    if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process: one of them speaks
+        print(f"{folder}/model is the model; `modeseek report {folder}` makes its page")
     return 0
