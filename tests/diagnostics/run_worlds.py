@@ -1,18 +1,20 @@
 """Runs of known state, made on purpose in two unlike kinds of world; what they log is what a real run logs.
 
-`tuning` is log-linear: features on a line decide who gets the mass, one context. `testing` is a table of logits with a
-kernel over responses, several contexts, other sizes, noise, rates. The state is checked against the truth at the end.
+`tuned_on` is log-linear: features on a line decide who gets the mass, one context. `judged_on` is a table of logits
+with a kernel, several contexts, other sizes, noise, rates. The state is checked against the truth at the end.
 """
+
+import contextlib
 
 import numpy as np
 from scipy.special import expit, logsumexp
 
 STATES = ("healthy", "displacement", "drift", "collapse", "over-optimisation")
-STEPS = 1500
+STEPS = 4000
 POINTS = 45  # logged rows of a run; the first third is 15
 
 
-def tuning(state, seed):
+def tuned_on(state, seed, share=1.0):
     """(rows, truth) of a run in a log-linear world."""
     rng = np.random.default_rng([1, seed, STATES.index(state)])
     A, d = 60, 6
@@ -23,12 +25,16 @@ def tuning(state, seed):
     mass = {"displacement": (0.2, 0.2, 0.58, 0.02), "drift": (0.4, 0.4, 0.19, 0.01)}.get(state, (0.3, 0.3, 0.38, 0.02))
     log_ref = _spread(rng, kind, mass, 0.5)
     if state in ("healthy", "displacement", "drift"):
-        return _run_pairs(state, rng, log_ref[None], kind, beta=rng.uniform(0.05, 0.2), kernel=phi @ phi.T, noise=0.03)
+        return _run_pairs(
+            state, rng, log_ref[None], kind, beta=rng.uniform(0.05, 0.2), kernel=phi @ phi.T, noise=0.03, share=share
+        )
     gold, proxy, beta = _rewards(state, rng, kind)
-    return _run_reward(state, rng, log_ref[None], kind, gold, proxy, beta, kernel=phi @ phi.T + np.eye(A), noise=0.03)
+    return _run_reward(
+        state, rng, log_ref[None], kind, gold, proxy, beta, kernel=phi @ phi.T + np.eye(A), noise=0.03, share=share
+    )
 
 
-def testing(state, seed):
+def judged_on(state, seed, share=1.0):
     """(rows, truth) of a run in a table with a kernel: other sizes, geometry, several contexts, more noise."""
     rng = np.random.default_rng([2, seed, STATES.index(state)])
     A, C = 40, int(rng.integers(2, 5))
@@ -49,9 +55,9 @@ def testing(state, seed):
     )
     log_ref = np.stack([_spread(rng, kind, mass, 0.8) for _ in range(C)])
     if state in ("healthy", "displacement", "drift"):
-        return _run_pairs(state, rng, log_ref, kind, beta=rng.uniform(0.1, 0.4), kernel=kernel, noise=0.05)
+        return _run_pairs(state, rng, log_ref, kind, beta=rng.uniform(0.1, 0.4), kernel=kernel, noise=0.05, share=share)
     gold, proxy, beta = _rewards(state, rng, kind)
-    return _run_reward(state, rng, log_ref, kind, gold, proxy, beta, kernel=kernel, noise=0.05)
+    return _run_reward(state, rng, log_ref, kind, gold, proxy, beta, kernel=kernel, noise=0.05, share=share)
 
 
 def _spread(rng, kind, mass, roughness):
@@ -69,15 +75,15 @@ def _rewards(state, rng, kind):
     return gold, gold, 0.0
 
 
-def _run_pairs(state, rng, log_ref, kind, *, beta, kernel, noise):
+def _run_pairs(state, rng, log_ref, kind, *, beta, kernel, noise, share):
     """DPO in function space: logits move by kernel @ the loss's force."""
     C, A = log_ref.shape
     n = 80
     pairs = np.stack([rng.choice(np.flatnonzero(kind == k), size=n) for k in (0, 1)], 1)
     at = rng.integers(C, size=n)
     h = np.zeros((C, A))
-    rows, sick = [], []
-    for _ in range(STEPS):
+    rows, clock = [], Clock(rng, share)
+    while clock.runs(len(rows)):
         logp = (log_ref + h) - logsumexp(log_ref + h, axis=1, keepdims=True)
         p, u = np.exp(logp), logp - log_ref
         chosen, rejected = (logp[at, pairs[:, k]].mean() for k in (0, 1))
@@ -94,21 +100,22 @@ def _run_pairs(state, rng, log_ref, kind, *, beta, kernel, noise):
         )
         outside = p[:, kind == 3].sum(1).mean()
         fell = chosen - rows[0]["logps/chosen"]
-        sick.append({"drift": outside > 0.3, "displacement": fell < -0.5, "healthy": m.mean() > beta}[state])
+        sets_in = {"drift": outside > 0.3, "displacement": fell < -0.5, "healthy": m.mean() > beta}[state]
+        clock.see(len(rows), sets_in)
         force = np.zeros((C, A))
         np.add.at(force, (at, pairs[:, 0]), expit(-m) / n * C)
         np.add.at(force, (at, pairs[:, 1]), -expit(-m) / n * C)
-        h = h + 0.1 * force @ kernel
+        h = h + 0.25 * force @ kernel
     truth = {"outside": outside, "chosen": fell}
-    return _logged(rng, rows, sick, noise, beta), truth
+    return _logged(rng, rows, clock, noise, beta), truth
 
 
-def _run_reward(state, rng, log_ref, kind, gold, proxy, beta, *, kernel, noise):
+def _run_reward(state, rng, log_ref, kind, gold, proxy, beta, *, kernel, noise, share):
     """Policy gradient on the proxy less beta KL, tempered by the mass of a response."""
     h = np.zeros_like(log_ref)
-    rows, sick = [], []
+    rows, clock, best, least = [], Clock(rng, share), -np.inf, np.inf
     entropy = lambda q: -(q * np.log(np.maximum(q, 1e-300))).sum(1).mean()
-    for _ in range(STEPS):
+    while clock.runs(len(rows)):
         logp = (log_ref + h) - logsumexp(log_ref + h, axis=1, keepdims=True)
         p, u = np.exp(logp), logp - log_ref
         rows.append(
@@ -119,23 +126,55 @@ def _run_reward(state, rng, log_ref, kind, gold, proxy, beta, *, kernel, noise):
                 "eval/gold_reward": (p @ gold).mean(),
             }
         )
-        golds = [row["eval/gold_reward"] for row in rows]
-        ended = max(golds) - golds[-1] > 0.25 * (max(golds) - min(golds)) and max(golds) > golds[0] + 0.05
-        sick.append(ended if state == "over-optimisation" else entropy(p) < 0.4 * entropy(np.exp(log_ref)))
+        now = rows[-1]["eval/gold_reward"]
+        best, least = max(best, now), min(least, now)
+        ended = best - now > 0.25 * (best - least) and best > rows[0]["eval/gold_reward"] + 0.05
+        sets_in = ended if state == "over-optimisation" else entropy(p) < 0.4 * entropy(np.exp(log_ref))
+        clock.see(len(rows), sets_in)
         advantage = proxy - beta * u
         advantage = advantage - (p * advantage).sum(1, keepdims=True)
-        h = h + 0.1 * advantage * np.maximum(p, 1e-3) ** 0.5
-    truth = {"entropy": entropy(p) / entropy(np.exp(log_ref)), "gold_lost": max(golds) - golds[-1]}
-    return _logged(rng, rows, sick, noise, 1.0), truth
+        h = h + 0.25 * advantage * np.maximum(p, 1e-3) ** 0.5
+    truth = {"entropy": entropy(p) / entropy(np.exp(log_ref)), "gold_lost": best - now}
+    return _logged(rng, rows, clock, noise, 1.0), truth
 
 
-def _logged(rng, rows, sick, noise, scale):
-    """Forty-five noisy rows of a run of which the state sets in after 10 to 25%."""
-    assert any(sick), "the state never sets in"
-    stride = max(1.0, int(np.argmax(sick)) / (rng.uniform(0.1, 0.25) * POINTS))
-    unit = lambda name: scale if name.startswith("rewards/margins") else 0.0 if name.endswith("accuracies") else 1.0
+class NeverSetsIn(Exception):
+    """This world's run is not of the state that it was made for."""
+
+
+def runs(worlds, state, count, *, first, share=1.0):
+    """So many runs of a state, from seeds counted from `first`; worlds in which it never sets in are passed over."""
+    found, seed = [], first
+    while len(found) < count:
+        with contextlib.suppress(NeverSetsIn):
+            found.append(worlds(state, seed, share=share))
+        seed += 1
+    return found
+
+
+class Clock:
+    """A run is so long that its state sets in after 10 to 25% of it; `share` of it is played."""
+
+    def __init__(self, rng, share):
+        self.after, self.share, self.stride = rng.uniform(0.1, 0.25) * POINTS, share, None
+
+    def see(self, steps, sets_in):
+        if self.stride is None and sets_in:
+            self.stride = max(1.0, steps / self.after)
+
+    def runs(self, steps):
+        if self.stride is None:
+            if steps >= STEPS:
+                raise NeverSetsIn
+            return True
+        return steps <= self.share * POINTS * self.stride
+
+
+def _logged(rng, rows, clock, noise, scale):
+    """The noisy rows of a run, forty-five in all."""
+    unit = lambda name: scale if name == "rewards/margins" else 0.0 if name.endswith("accuracies") else 1.0
     return [
         {"step": 10 * i}
-        | {k: x + noise * unit(k) * rng.normal() for k, x in rows[min(int(i * stride), STEPS - 1)].items()}
-        for i in range(POINTS)
+        | {name: x + noise * unit(name) * rng.normal() for name, x in rows[int(i * clock.stride)].items()}
+        for i in range(int(clock.share * POINTS))
     ]

@@ -57,7 +57,7 @@ def test_the_page_loads_nothing_and_escapes_what_a_person_wrote(found):
     evil["examples"] = [{"prompt": "</pre><b>", "chosen": "<img src=x>", "own": "&", "nats": "1"}]
     page = render(evil)
     assert "<script" not in page and "<img" not in page and "</pre><b>" not in page
-    assert not re.search(r"(?:src|href)=|https?://", page)
+    assert not re.search(r"<[^>]*(?:src|href)=|https?://", page)
 
 
 def test_what_cannot_be_given_says_why(tiny, fable_pairs, tmp_path, capsys):
@@ -91,6 +91,7 @@ def test_real_preferences_are_far_from_a_small_story_teller(data, tmp_path):
     words = [str(shared("models/stories260k")), str(shared(data)), "--samples", "4", "--prompts", "32"]
     main([*words, "--max-completion-length", "64", "--output", str(tmp_path)])
     found = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert [one["level"] for one in found["answers"][:2]] == ["bad", "bad"]
     assert found["answers"][0]["answer"] == "No: far off-policy"
 
 
@@ -113,11 +114,19 @@ def test_a_story_tellers_own_stories_are_called_its_own(tmp_path):
     pairs = tmp_path / "own.jsonl"
     with pairs.open("w") as file:
         for p, prompt in enumerate(texts):
-            a, b = (template.decode(drawn.response[p, k][drawn.mask[p, k]].tolist()) for k in (0, 1))
+            a, b = (
+                _written(template, asked.prompt[p].tolist(), drawn.response[p, k][drawn.mask[p, k]].tolist())
+                for k in (0, 1)
+            )
             file.write(json.dumps({"prompt": prompt, "chosen": a, "rejected": b}) + "\n")
     main([model, str(pairs), "--prompts", "50", "--max-completion-length", "64", "--output", str(tmp_path)])
     found = json.loads((tmp_path / "diagnosis.json").read_text())
     assert found["answers"][0]["level"] == "good", found["p_value"]
+
+
+def _written(template, prompt, response):
+    """The response as it follows the prompt: alone, its decoder would eat the space that it begins with."""
+    return template.decode(prompt + response).removeprefix(template.decode(prompt))
 
 
 def _prompts(asked):

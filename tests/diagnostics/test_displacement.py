@@ -2,31 +2,30 @@
 
 import pytest
 
-from diagnostics.run_worlds import POINTS, STATES, testing, tuning
+from diagnostics.run_worlds import STATES, judged_on, runs, tuned_on
 from modeseek.diagnostics.displacement import SICK, Watch, name_state
 
-RUNS = 12  # of each state, from each generator
+RUNS = 10  # of each state, from each generator
 
 
-@pytest.mark.parametrize("worlds", [tuning, testing])
+@pytest.mark.parametrize("worlds", [tuned_on, judged_on])
 def test_nine_runs_of_ten_are_named_rightly_within_their_first_third(worlds):
     right = {
-        state: sum(name_state(worlds(state, seed)[0][: POINTS // 3]).state == state for seed in range(500, 500 + RUNS))
+        state: sum(name_state(rows).state == state for rows, _ in runs(worlds, state, RUNS, first=500, share=1 / 3))
         for state in STATES
     }
     assert sum(right.values()) >= 0.9 * RUNS * len(STATES), right
 
 
-@pytest.mark.parametrize("worlds", [tuning, testing])
+@pytest.mark.parametrize("worlds", [tuned_on, judged_on])
 def test_the_runs_are_what_they_are_called(worlds):
     """By the truth at the end, which the detector never sees."""
-    for seed in range(3):
-        healthy, moved, drifted = (worlds(s, seed)[1] for s in ("healthy", "displacement", "drift"))
-        assert healthy["chosen"] > 0 and healthy["outside"] < 0.1
-        assert moved["chosen"] < -0.5 and moved["outside"] < 0.2
-        assert drifted["outside"] > 0.5
-        assert worlds("collapse", seed)[1]["entropy"] < 0.3
-        assert worlds("over-optimisation", seed)[1]["gold_lost"] > 0.3
+    ends = {state: [truth for _, truth in runs(worlds, state, 2, first=0)] for state in STATES}
+    assert all(end["chosen"] > 0 and end["outside"] < 0.1 for end in ends["healthy"])
+    assert all(end["chosen"] < -0.5 and end["outside"] < 0.2 for end in ends["displacement"])
+    assert all(end["outside"] > 0.5 for end in ends["drift"])
+    assert all(end["entropy"] < 0.3 for end in ends["collapse"])
+    assert all(end["gold_lost"] > 0.3 for end in ends["over-optimisation"])
 
 
 def _rows(**columns):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 from modeseek import estimate
@@ -68,7 +69,7 @@ def linear_coverage(data: Matrices, model: Matrices, *, name: str = "linear_cove
         ours, theirs = model[at].mean(0), _regular(data[at].mean(0))
         return float(scipy.linalg.eigh(ours, theirs, eigvals_only=True)[-1])
 
-    return _positive(jackknife(largest, len(data), name=name))
+    return _above_zero(largest, len(data), name)
 
 
 def leverage(data: Matrices, model: Matrices, *, name: str = "leverage") -> Estimate:
@@ -78,7 +79,7 @@ def leverage(data: Matrices, model: Matrices, *, name: str = "leverage") -> Esti
     def mean(at: np.ndarray) -> float:
         return float(np.trace(np.linalg.solve(_regular(data[at].mean(0)), model[at].mean(0))) / data.shape[1])
 
-    return _positive(jackknife(mean, len(data), name=name))
+    return _above_zero(mean, len(data), name)
 
 
 def leverage_quantile(
@@ -106,7 +107,7 @@ def effective_dimension(moments: Matrices, *, name: str) -> Estimate:
         s = moments[at].mean(0)
         return float(np.trace(s) ** 2 / (s * s).sum())
 
-    return _positive(jackknife(participation, len(moments), name=name))
+    return _above_zero(participation, len(moments), name)
 
 
 def profile(log_ratio: Float[np.ndarray, "P K"], factor: int, *, name: str) -> Estimate:
@@ -156,5 +157,8 @@ def _regular(s: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     return s + RIDGE * np.trace(s) / len(s) * np.eye(len(s))
 
 
-def _positive(found: Estimate) -> Estimate:
-    return dataclasses.replace(found, low=max(found.low, 0.0))
+def _above_zero(statistic: Callable[[Int[np.ndarray, " p"]], float], n: int, name: str) -> Estimate:
+    """The jackknife of a number above zero, on its logarithm, where it is more nearly normal."""
+    found = jackknife(lambda at: math.log(statistic(at)), n, name=name)
+    value, low, high = (math.exp(min(x, 700.0)) for x in (found.value, found.low, found.high))
+    return dataclasses.replace(found, value=value, low=low, high=high, standard_error=value * found.standard_error)

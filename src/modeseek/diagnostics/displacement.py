@@ -32,7 +32,7 @@ REMEDIES: Mapping[str, str] = {
 }
 SICK = ("displacement", "drift", "collapse", "over-optimisation")
 
-# Tuned on the worlds of `tests/diagnostics/run_worlds.py:tuning`, judged on those of `testing`.
+# Tuned on the worlds of `tuned_on` in `tests/diagnostics/run_worlds.py`, judged on those of `judged_on`.
 FALL = 0.15  # nats (and this share of the margin's growth in nats) that chosen responses may lose in health
 FALL_SHARE = 0.01  # of the chosen's own log-probability: whole texts have hundreds of nats
 SURPRISE = 0.2  # of the start's surprise, and half a nat: more, and fresh samples are what the reference hardly writes

@@ -102,7 +102,7 @@ def calibration_error(m: Float[np.ndarray, " P"], *, name: str = "margin_calibra
 
     A mean of absolute values, so biased upwards, by about sqrt(bins / n) / 4 where all is well.
     """
-    sure, right = expit(np.abs(m)), (m > 0).astype(np.float64)
+    sure, right = expit(np.abs(m)), (1 + np.sign(m)) / 2
     bins = np.minimum(((sure - 0.5) * 2 * BINS).astype(int), BINS - 1)
 
     def error(at: Int[np.ndarray, " p"]) -> float:

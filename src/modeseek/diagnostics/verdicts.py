@@ -12,6 +12,7 @@ from modeseek.estimate import Estimate
 ALARM = 0.01  # p-value below which data are called off-policy: one false alarm in a hundred
 FAR_RANKS, FAR_SUPPORT, FAR_AUC = 0.5, 0.25, 0.9  # any of them: far off-policy
 COVERED, HOLED = 0.15, 0.5  # share of own samples outside the data
+APART, UNLIKE = 0.98, 0.85  # classifier AUC: supports that hardly meet; that meet in part
 PESSIMISTIC, ALIKE, LENGTH, FIRST, LEAVES = 0.55, 0.7, 0.62, 0.65, 0.15
 REACHED, UNREACHED = 0.5, 0.25
 LINEAR = 0.1
@@ -66,7 +67,10 @@ def covers(known: Mapping[str, float]) -> Answer:
     why = [f"{out:.0%} of your model's own samples lie outside the data (5% would if it had written them)."]
     if (lever := known.get("leverage")) is not None:
         why.append(f"A reward learnt from these pairs is {lever:.2g} times as uncertain on your model's responses.")
-    level: Level = "good" if out <= COVERED else "mixed" if out <= HOLED else "bad"
+    auc = abs(known.get("classifier_auc", 0.5) - 0.5) + 0.5
+    if auc >= UNLIKE:
+        why.append(f"A classifier tells the two apart {auc:.0%} of the time: few of its samples look like the data.")
+    level: Level = "bad" if out > HOLED or auc >= APART else "mixed" if out > COVERED or auc >= UNLIKE else "good"
     answer = {"good": "Yes", "mixed": "In part", "bad": "No"}[level]
     return Answer(question=question, level=level, answer=answer, why=tuple(why))
 
