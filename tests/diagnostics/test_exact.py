@@ -199,6 +199,17 @@ def test_nine_intervals_of_ten_hold_the_target_of_rl():
         assert np.mean([f.value for f in found]) == pytest.approx(truth, rel=0.05)
 
 
+def test_four_estimators_of_a_kl_by_hand():
+    """pi = (1/2, 1/2), ref = (1/4, 3/4), one sample of each: u = (ln 2, ln 2/3).
+
+    KL(pi||ref) = (ln 2 + ln 2/3) / 2 = .1438, the other way ln(1/2) / 4 + 3 ln(3/2) / 4 = .1308; k2 = .1612.
+    """
+    u = np.log(np.array([[2.0], [2 / 3]]))
+    assert coverage.k3(u).value == pytest.approx(0.5 * np.log(4 / 3))
+    assert coverage.forward_kl(u).value == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5))
+    assert coverage.estimate.mean(u**2 / 2).value == pytest.approx(0.1612, abs=1e-4)
+
+
 def test_best_of_two_by_hand():
     """Rewards 1, 2, 4: the pairs' best are 2, 4, 4, mean 10/3; of three 4; of one 7/3."""
     reward = np.array([[4.0, 1.0, 2.0]])

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -150,7 +150,7 @@ def _tasks(asked: Evaluate) -> list[Any]:
     return [*ours, *renamed, *harness.changes(ours, theirs)]
 
 
-def _print(asked: Evaluate, results: Sequence[dict[str, Any]], prompts: Sequence[Any]) -> None:
+def _print(asked: Evaluate, results: Sequence[dict[str, Any]], prompts: Sized) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -70,16 +70,18 @@ class Verdict:
 
 @dataclass
 class Watch:
-    """Name the state after each step; asked to, stop the run once a sick state has been named so many times.
+    """Name the state as a run goes on; asked to, stop it once a sick state has been named several times running.
 
-    It is a watch of `train.fit`. `stop_on` names the states that end a run; none by default.
+    It is a watch of `train.fit`; a resumed run gives it its earlier `rows`. A row with held-out numbers is judged at
+    once, others each time that the rows have grown by a fiftieth, so that a long run does not pay for every step.
     """
 
-    stop_on: tuple[str, ...] = ()
-    patience: int = 3  # rows in a row with the same sick state before the run is stopped
+    stop_on: tuple[str, ...] = ()  # sick states that end a run
+    patience: int = 3  # verdicts of the same state before the run is stopped
     rows: list[Mapping[str, Any]] = field(default_factory=list)
     verdict: Verdict | None = None
     _named: int = 0
+    _judged: int = 0  # rows at the last verdict
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.stop_on) - set(SICK)):
@@ -87,6 +89,9 @@ class Watch:
 
     def __call__(self, loop: object, row: Mapping[str, Any]) -> bool:
         self.rows.append(dict(row))
+        if not any(name.startswith("eval/") for name in row) and len(self.rows) < self._judged * 1.02:
+            return False
+        self._judged = len(self.rows)
         found = name_state(self.rows)
         same = self.verdict is not None and found.state == self.verdict.state
         self._named = self._named + 1 if same else 1
