@@ -37,7 +37,7 @@ def self_test(
     _trained_parameters(loop)
     own = None
     if samples:
-        rng = torch.Generator(told.prompt.device).manual_seed(0)
+        rng = torch.Generator().manual_seed(0)
         own = policy.sample(told.prompt, told.prompt_mask, 2, rng)  # type: ignore[operator]
     found = {}
     for batch in filter(None, (told if told.response.shape[1] else None, own)):

@@ -41,6 +41,7 @@ class Offline:
 
     data: Data
     size: int  # prompts per round
+    device: torch.device | str = "cpu"  # where the policy is; data stay in the host's memory
     epoch: int = 0
     order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
@@ -49,7 +50,7 @@ class Offline:
             self.order = torch.randperm(len(self.data), generator=rng)
             self.epoch += 1
         now, self.order = self.order[: self.size], self.order[self.size :]
-        return self.data.prompts(now)
+        return self.data.prompts(now).to(self.device)
 
     def state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "order": self.order}

@@ -87,7 +87,7 @@ def greedy_baseline(policy: Policy, reward: Reward) -> Stage:
     @torch.no_grad()
     def stage(batch: Batch) -> Batch:
         known = {name: x for name, x in batch.columns.items() if x.ndim == 1}
-        greedy = policy.sample(batch.prompt, batch.prompt_mask, 1, Generator(batch.prompt.device), temperature=0.0)
+        greedy = policy.sample(batch.prompt, batch.prompt_mask, 1, Generator(), temperature=0.0)
         advantage = (batch["reward"] - reward(greedy.fill(**known))).masked_fill(~batch.present, 0.0)
         return batch.fill(advantage=advantage[..., None].expand(batch.response.shape))
 
