@@ -317,3 +317,17 @@ def test_the_command_prints_verdicts_and_writes_the_docs_page(own, monkeypatch, 
     monkeypatch.setenv("BROKEN", "good")
     assert main([*words, "--seeds", "9"]) == 1
     assert "FAILED line/good: RuntimeError" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "claims"), [("song", ("S1", "S15")), ("tajwar", ("lemma 6.2", "theorem 6.5"))])
+def test_a_slice_of_a_shipped_study_runs_from_the_command_line(config, claims, tmp_path, capsys):
+    from modeseek.commands.study import main
+
+    words = [config, "--quick", "--seeds", "2", "--workers", "1", "--output_dir", str(tmp_path)]
+    assert main([*words, "--only", *claims, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert all(
+        part["n"] == 2 for one in said["sets"] for claim in one["claims"] for part in claim["parts"] if part["n"]
+    )
+    assert (tmp_path / "report.html").exists()

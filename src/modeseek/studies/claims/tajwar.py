@@ -12,6 +12,7 @@ from typing import Literal
 from modeseek.studies.base import At, Cell, Claim, Contrast, Dial, Part, Study, read
 from modeseek.studies.claims.tajwar_theory import SOURCE, figure, lemma, theorem
 from modeseek.studies.worlds.bandit import BanditWorld
+from modeseek.studies.worlds.context_bandit import ContextBanditWorld
 from modeseek.studies.worlds.length import GEOMETRY, LengthWorld
 from modeseek.studies.worlds.one_step import OneStep
 from modeseek.studies.worlds.token_bandit import TokenBanditWorld
@@ -42,6 +43,8 @@ def study(quick: bool = False) -> Study:
         (
             BanditWorld("R1"),
             BanditWorld("R2"),
+            ContextBanditWorld("R1-contexts"),
+            ContextBanditWorld("R2-contexts"),
             TokenBanditWorld("R1-tokens", steps=steps),
             TokenBanditWorld("R2-tokens", steps=steps),
             *(LengthWorld(name, steps=steps) for name in GEOMETRY),
@@ -67,7 +70,7 @@ def study(quick: bool = False) -> Study:
 
 def smaller_rounds() -> Claim:
     """A1."""
-    cases = [(w, m) for w in ("R1", "R1-tokens") for m in ("best_of_n", "ppo", "online_dpo")]
+    cases = [(w, m) for w in ("R1", "R1-contexts", "R1-tokens") for m in ("best_of_n", "ppo", "online_dpo")]
     cases += [("min_length", "best_of_n"), ("min_length", "ppo"), ("skew_length", "ppo")]
     return Claim(
         "A1",
@@ -84,12 +87,12 @@ def smaller_rounds() -> Claim:
 
 def near_peaks() -> Claim:
     """A2."""
-    cases = [(w, m) for w in ("R2", "R2-tokens") for m in ("best_of_n", "ppo", "online_dpo")]
+    cases = [(w, m) for w in ("R2", "R2-contexts", "R2-tokens") for m in ("best_of_n", "ppo", "online_dpo")]
     cases += [("mode_length", m) for m in ("best_of_n", "ppo")]
     equal = [Part(f"{NAMES[m]} in {w}: within {TIE}", _gap(w, m), "equal", TIE) for w, m in cases]
     less = [
         Part(f"{NAMES[m]}: the gap in {far} is larger than in {near}", _gap(far, m) - _gap(near, m), "greater")
-        for far, near in (("R1", "R2"), ("R1-tokens", "R2-tokens"))
+        for far, near in (("R1", "R2"), ("R1-contexts", "R2-contexts"), ("R1-tokens", "R2-tokens"))
         for m in ("best_of_n", "ppo", "online_dpo")
     ]
     return Claim(
@@ -149,9 +152,9 @@ def reuse_of_ppo(rounds: int) -> Claim:
 
 def offline_contrast() -> Claim:
     """B1."""
-    far = [(w, m, "offline_best_of_n") for w in ("R1", "R1-tokens") for m in ("dpo", "ipo")]
+    far = [(w, m, "offline_best_of_n") for w in ("R1", "R1-contexts", "R1-tokens") for m in ("dpo", "ipo")]
     far += [(w, m, "pref_ft") for w in ("min_length", "skew_length") for m in ("dpo", "ipo")]
-    near = [(w, "dpo", "offline_best_of_n") for w in ("R2", "R2-tokens")]
+    near = [(w, "dpo", "offline_best_of_n") for w in ("R2", "R2-contexts", "R2-tokens")]
     near += [(w, "dpo", "pref_ft") for w in ("R2", "mode_length")]
     return Claim(
         "B1",
