@@ -31,15 +31,15 @@ from modeseek.studies.worlds.table import (
 )
 
 GRID: Mapping[str, Sequence[Dial]] = {
-    "learning_rate": (0.03, 0.1, 0.3, 1.0),
-    "tau": (0.025, 0.05, 0.2),  # margins of 20, 10 and 2.5 nats; the paper's scripts take 10
+    "learning_rate": (0.03, 0.1, 0.3, 1.0, 3.0),
+    "tau": (0.0125, 0.025, 0.05, 0.2),  # margins of 40, 20, 10 and 2.5 nats; the paper's scripts take 10
 }
 BETAS: Mapping[str, Sequence[Dial]] = {
-    "dpo": (0.03, 0.1, 0.3),
-    "online_dpo": (0.03, 0.1, 0.3),
+    "dpo": (0.03, 0.1, 0.3, 1.0),
+    "online_dpo": (0.03, 0.1, 0.3, 1.0),
     "hypo": (0.03, 0.1, 0.3),
-    "offline_rwr": (0.1, 0.3),
-    "rwr": (0.1, 0.3),
+    "offline_rwr": (0.1, 0.3, 1.0),
+    "rwr": (0.1, 0.3, 1.0),
 }
 DEFAULTS: Mapping[str, Dial] = {"learning_rate": 0.1}
 OF_METHOD: Mapping[str, Mapping[str, Dial]] = {

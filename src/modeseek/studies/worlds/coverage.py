@@ -52,10 +52,10 @@ DIALS: Mapping[str, Mapping[str, Dial]] = {
 GRID: Mapping[str, Mapping[str, Sequence[Dial]]] = {
     "dpo": {"beta": (0.05, 0.1, 0.2, 0.3, 0.5)},
     "dpo_stopped": {"steps": (25, 50, 100, 200, 400)},
-    "dpo_tuned": {"beta": (0.1, 0.2, 0.3, 0.5), "steps": (50, 100, 200, 400, 1500)},
+    "dpo_tuned": {"beta": (0.05, 0.1, 0.2, 0.3, 0.5), "steps": (50, 100, 200, 400, 1500)},
     "hypo": {"kl": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)},
     "ipo": {"tau": (0.02, 0.03, 0.05, 0.1, 0.2)},
-    "chipo": {"beta": (0.003, 0.01, 0.03, 0.1, 0.3)},
+    "chipo": {"beta": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)},
     "rlhf": {"beta": (0.05, 0.1, 0.2, 0.3, 0.5)},
 }
 

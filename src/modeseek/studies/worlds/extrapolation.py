@@ -49,7 +49,7 @@ class Extrapolation:
         return METHODS
 
     def grid(self, method: str) -> Mapping[str, Sequence[Dial]]:
-        return {"beta": (0.1, 0.2, 0.3, 0.5, 1.0)}
+        return {"beta": (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)}
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
         if method not in METHODS:

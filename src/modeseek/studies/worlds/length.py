@@ -34,7 +34,7 @@ GEOMETRY = {  # name: (is the peak where the reference is?, do the data cover th
     "skew_length": (False, False),
     "mode_skew": (True, False),
 }
-GRID: Mapping[str, Sequence[Dial]] = {"learning_rate": (0.01, 0.03, 0.1, 0.3)}
+GRID: Mapping[str, Sequence[Dial]] = {"learning_rate": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)}
 DEFAULTS: Mapping[str, Dial] = {
     "learning_rate": 0.1,
     "prompts": PAIRS,

@@ -26,7 +26,7 @@ from modeseek.studies.worlds.table import Ledger, Progress, pair_standing, strea
 TOKENS = 9  # of a response
 EVALUATED = 32  # prompts at each checkpoint, one response each
 REWARDS = {"R1-tokens": "R1", "R2-tokens": "R2"}
-GRID: Mapping[str, Sequence[Dial]] = {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2)}
+GRID: Mapping[str, Sequence[Dial]] = {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 DEFAULTS: Mapping[str, Dial] = {"learning_rate": 3e-3}
 OF_METHOD: Mapping[str, Mapping[str, Dial]] = {
     "dpo": {"learning_rate": 1e-3},
