@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check fast lint docs bench study study-quick study-tune advice-regret test-browser clean
+.PHONY: demo test check fast lint docs bench bench-peers study study-quick study-tune advice-regret test-browser test-vllm clean
 
 demo: $(READY)
 	$(BIN)/modeseek quickstart
@@ -28,6 +28,13 @@ docs: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/hypo.py
+	$(BIN)/python benchmarks/vocabulary.py
+
+# Against TRL, in an environment of its own.
+bench-peers: .venv-peers/ready
+	.venv-peers/bin/python benchmarks/peers.py --markdown peers.md --json peers.json
+	.venv-peers/bin/python benchmarks/peers.py --case dpo --model M --markdown peers.md --json peers-M.json
 
 study: $(READY)
 	$(BIN)/modeseek study all --purpose report --markdown docs/studies/all.md
@@ -45,8 +52,17 @@ test-browser: $(READY)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	$(BIN)/pytest tests/browser -m browser
 
+test-vllm: $(READY)
+	$(BIN)/python tests/vllm_server/install.py .venv-vllm || echo "vLLM cannot be installed here: its tests are skipped"
+	$(BIN)/pytest tests/vllm_server -m vllm -rs
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache dist build
+	rm -rf .venv .venv-peers .venv-vllm .pytest_cache .ruff_cache dist build
+
+.venv-peers/ready: pyproject.toml constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/peers.txt -e .
+	touch .venv-peers/ready
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

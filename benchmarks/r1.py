@@ -164,6 +164,22 @@ METHODS = {
         target=lambda b: WORLD.nash(wins(hard=False), b * 3 / 4),  # (k - 1) / k: see the page
         kind="Nash",
     ),
+    "Nash-MD": Method(
+        objective=lambda b: PG(),
+        stages=lambda m, b: [
+            stages.challenge_mixture(m.policy, m.reference, share=0.125),
+            SCORE(m),
+            stages.duel,
+            stages.refer(m.reference),
+            stages.recall(m.policy),
+            stages.kl_shaped(b),
+            stages.group_mean,
+        ],
+        dial="beta",
+        values=(0.01, 0.02),
+        target=lambda b: WORLD.nash(wins(hard=False), b, share=0.125),
+        kind="Nash",
+    ),
     "online IPO": Method(
         objective=IPO,
         stages=lambda m, tau: [SCORE(m), stages.best_worst, stages.refer(m.reference)],

@@ -45,6 +45,7 @@ def label_some(store: Store, who: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(n):
         start = time.perf_counter()
         pair = store.next_pair(who)
+        store.progress(who)  # the page shows it with every pair
         asked.append(time.perf_counter() - start)
         if pair is None:
             break

@@ -310,7 +310,7 @@ def test_rao_blackwell_weighs_a_token_by_what_comes_after_it():
 @pytest.mark.parametrize("kind", ["none", "leave_one_out", "running_mean"])
 def test_the_pull_around_dpo_is_hypo(kind):
     mine = WithKL(DPO(0.5), kl=0.1, kl_baseline=kind)(**HYBRID, baseline=t(3))
-    torch.testing.assert_close(mine.per_prompt, HyPO(0.5, 0.1, kind)(**HYBRID, baseline=t(3)).per_prompt)
+    torch.testing.assert_close(mine.per_prompt, HyPO(0.5, kl=0.1, kl_baseline=kind)(**HYBRID, baseline=t(3)).per_prompt)
 
 
 def test_the_pull_around_ipo():
@@ -412,4 +412,4 @@ def test_leave_one_out_of_three():
     ref = t([[-3], [-3.5], [-2], [-5], [-12]])
     there = torch.ones(1, 5, dtype=torch.bool)
     pull = ((1 - 5.5) * -1 + (3 - 4.5) * -2 + (8 - 2) * -4) / 3
-    is_(HyPO(0.3, 0.1, "leave_one_out")(logp, ref, there[..., None], fresh, there), nls(0.75) + 0.1 * pull)
+    is_(HyPO(0.3, kl=0.1, kl_baseline="leave_one_out")(logp, ref, there[..., None], fresh, there), nls(0.75) + 0.1 * pull)

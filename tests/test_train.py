@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -208,6 +209,17 @@ def test_the_schedule():
     assert Steps(max_steps=10, learning_rate=1.0, schedule="cosine").rate(5) == pytest.approx(0.5)
 
 
+def test_warm_up_may_be_a_share_of_the_run():
+    """A quarter of ten steps is rounded up to three."""
+    s = Steps(max_steps=10, learning_rate=1.0, warmup_ratio=0.25, schedule="linear")
+    assert [s.rate(i) for i in (0, 1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert s.rate(9) == pytest.approx(1 / 7)
+    with pytest.raises(ValueError, match="warmup_steps, warmup_ratio: both given"):
+        Steps(warmup_steps=3, warmup_ratio=0.1)
+    with pytest.raises(ValueError, match="warmup_ratio: 1"):
+        Steps(warmup_ratio=1.0)
+
+
 def poison(where):
     def stage(batch):
         ref = torch.zeros(batch.response.shape, dtype=torch.float64)
@@ -225,6 +237,13 @@ def test_a_nan_is_stopped_before_it_reaches_the_weights(microbatch):
         fit(model, DPO(), offline(told(6), 6), [poison(3)], Steps(microbatch=microbatch))
     assert torch.equal(weights(model), before)
     assert 3 in caught.value.batch["row"].tolist()
+
+
+def test_what_was_not_finite_is_told_across_processes():
+    with pytest.raises(NotFinite) as caught:
+        fit(policy(), DPO(), offline(told(6), 6), [poison(3)], Steps())
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value) and again.rows == [3]
 
 
 def test_a_nan_of_the_model_is_called_the_models():

@@ -134,6 +134,12 @@ def page() -> str:
             "",
             *facts,
             "",
+            "## Left out",
+            "",
+            "- BCO's underlying distribution matching: its weight of a bad response is a density ratio of prompts,",
+            "  which a classifier fits to all of the data before training, and a stage sees a batch. In pairs the",
+            "  ratio is 1; for unpaired rows the data's `weight` carries it.",
+            "",
         ]
     )
 

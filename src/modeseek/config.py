@@ -11,6 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -86,8 +87,12 @@ class Run(Steps):
     source: AnySource = field(default_factory=Offline)
     stages: Annotated[tuple[StageSpec, ...], tyro.conf.Suppress] = ()  # once per round
     before: Annotated[tuple[StageSpec, ...], tyro.conf.Suppress] = ()  # before every optimiser step
+    sampler: str = ""  # vllm:URL, a server that draws the policy's samples and is given its weights; unset: itself
     reward: Annotated[AnyReward | None, tyro.conf.Suppress] = (
         None  # scores responses; `--reward SPEC` on the command line
+    )
+    gold_reward: Annotated[AnyReward | None, tyro.conf.Suppress] = (
+        None  # scores held-out answers and is never trained on, to see over-optimisation; `--gold-reward SPEC`
     )
     # how much
     prompts_per_round: int = 16  # B: prompts drawn before the stages run
@@ -98,9 +103,12 @@ class Run(Steps):
     # text
     max_length: int = 1024  # tokens of prompt and response together
     max_completion_length: int = 256  # tokens of a response, told or sampled
+    stop_strings: tuple[str, ...] = ()  # texts that end a sampled response too; it keeps them
     truncate_responses: bool = False  # cut responses that do not fit instead of dropping their pair
     skip_bad_rows: bool = False  # set bad rows aside into bad_rows.jsonl instead of stopping
     responses: Literal["best_worst", "best", "keep"] = "best_worst"  # of a rated list, offline
+    control_good: str = ""  # words before the prompt of a good response, and before every prompt that is answered
+    control_bad: str = ""  # words before the prompt of a bad one; both for sft, offline
     # model
     measure_kl: bool = True  # keep a frozen copy of the initial policy even where only the held-out KL reads it
     lora: Annotated[Lora | None, tyro.conf.Suppress] = None  # adapters instead of the full weights; `--lora.r 16`
@@ -111,6 +119,7 @@ class Run(Steps):
     gradient_checkpointing: bool = False
     fast: bool = True  # packed rows and cached sampling where the model allows it; false: the plain path
     token_budget: int | None = None  # tokens in memory at once where no gradient is kept; unset: all of a batch's
+    reference_cache: str = ""  # folder that keeps what the reference says of the data's responses, for every run
     trust_remote_code: bool = False  # run code that comes with the model
     device: str = "auto"
     # many devices, under torchrun
@@ -127,6 +136,7 @@ class Run(Steps):
     metric_for_best_model: str = ""  # a key of the eval rows, such as eval/reward; unset: the last is kept
     greater_is_better: bool = True
     report_to: tuple[str, ...] = ()  # tensorboard, wandb, trackio
+    stop_on: tuple[str, ...] = ()  # sick states that end the run: displacement, drift, collapse, over-optimisation
     self_test: bool = True  # prove reference, sampler and end tokens right before any compute is spent
 
 
@@ -143,6 +153,8 @@ OTHERS = {
     "epsilon": "write objective.clip",
     "epsilon_high": "write objective.clip_high",
     "kl_coef": "write stages.kl_shaped.beta",
+    "use_vllm": "write sampler: vllm:URL",
+    "vllm_server_base_url": "write sampler: vllm:URL",
     "num_generations": "write source.num_generations",
     "temperature": "write source.temperature",
     "top_p": "write source.top_p",
@@ -164,14 +176,15 @@ OTHERS = {
     "num_iterations": "write passes",
     "num_ppo_epochs": "write passes",
     "lr_scheduler_type": "write schedule",
-    "warmup_ratio": "write warmup_steps",
     "max_grad_norm_clip": "write max_grad_norm",
     "epochs": "write num_train_epochs",
     "use_peft": "write lora.r",
     "lora_r": "write lora.r",
     "lora_alpha": "write lora.alpha",
     "lora_rank": "write lora.r",
-    "precompute_ref_log_probs": "leave it out: the reference's log-probabilities are computed once where they can be",
+    "precompute_ref_log_probs": "write reference_cache: FOLDER; each log-probability is computed once, for every run",
+    "stop": "write stop_strings",
+    "stop_sequences": "write stop_strings",
     "padding_free": "leave it out: no padding reaches the model where the model allows it; the run card says so",
     "use_logits_to_keep": "leave it out: the output layer runs on response positions only",
     "truncation_mode": "leave it out: prompts lose their left side, and responses that do not fit are dropped",
@@ -232,8 +245,9 @@ def _tagged(made: cattrs.Converter, tree: Mapping[str, Any], kinds: Mapping[str,
 def from_dict(tree: Mapping[str, Any], where: str = "run") -> Run:
     """A Run from plain data. Raises ValueError naming the key and what to write instead."""
     tree = dict(tree)
-    if isinstance(tree.get("reward"), str):
-        tree["reward"] = reward_tree(tree["reward"])
+    for key in ("reward", "gold_reward"):
+        if isinstance(tree.get(key), str):
+            tree[key] = reward_tree(tree[key])
     _check(tree, Run, where)
     try:
         return converter().structure(tree, Run)
@@ -257,29 +271,55 @@ def load(config: str, flags: Sequence[str] = ()) -> Run:
     return tyro.cli(tyro.conf.AvoidSubcommands[Run], default=run, args=_known(rest), prog="modeseek train CONFIG")
 
 
-def read_tree(config: str) -> dict[str, Any]:
-    """The keys of a YAML file, or of a shipped config by name."""
-    path = Path(config)
-    if not path.suffix and config in names():
-        text = resources.files("modeseek.configs").joinpath(f"{config}.yaml").read_text()
+def read_tree(config: str, _within: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a YAML file, or of a shipped config by name; those it `extends` underneath its own."""
+    path, shipped = Path(config), resources.files("modeseek.configs").joinpath(f"{config}.yaml")
+    if re.fullmatch(r"(full/)?[\w.-]+", config) and shipped.is_file():
+        text = shipped.read_text()
     elif path.is_file():
         text = path.read_text()
     elif path.suffix in (".yaml", ".yml"):
         raise ValueError(f"config: no file {config}")
     else:
-        raise ValueError(f"config: no method {config!r}{_nearest(config, names())}; there are {', '.join(names())}")
+        known = [*names(), *recipes()]
+        raise ValueError(f"config: no method {config!r}{_nearest(config, known)}; there are {', '.join(names())}")
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{config}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{config}: expected keys and values, found a {type(tree).__name__}")
-    return {"method": path.stem, **tree}
+    under = tree.pop("extends", ())
+    made: dict[str, Any] = {"method": path.stem}
+    for base in [under] if isinstance(under, str) else under:
+        if base in (*_within, config):
+            raise ValueError(f"{config}.extends: {base} would be underneath itself")
+        made = _over(made, read_tree(base, (*_within, config)))
+    return _over(made, tree)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of `above` on those of `below`. Options of one and the same part are merged; lists are replaced."""
+    made = dict(below)
+    for key, value in above.items():
+        old = made.get(key)
+        same = isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("type") in (None, old.get("type"))
+        made[key] = {**old, **value} if same else value  # type: ignore[dict-item]
+    return made
 
 
 def names() -> list[str]:
     """The methods that are shipped as configs."""
-    folder = resources.files("modeseek.configs")
+    return _shipped(resources.files("modeseek.configs"))
+
+
+def recipes() -> list[str]:
+    """The published recipes, `full/NAME`: a method with its model, its data and its settings."""
+    found = _shipped(resources.files("modeseek.configs").joinpath("full"))
+    return [f"full/{name}" for name in found if not name.startswith("_")]
+
+
+def _shipped(folder: Traversable) -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
@@ -308,13 +348,15 @@ def parse_reward(spec: str | Mapping[str, Any], where: str = "reward") -> AnyRew
 
 
 def _apply_structural_flags(tree: dict[str, Any], flags: list[str], rest: list[str]) -> dict[str, Any]:
-    """`--reward`, `--lora.*` and `--stages.NAME.OPTION` change parts, which tyro cannot; the rest goes to it."""
+    """`--reward`, `--lora.*`, `--stop-on` and `--stages.NAME.OPTION`, which tyro cannot read; the rest goes to it."""
     tree = dict(tree)
     while flags:
         flag = flags.pop(0)
         name, equals, value = flag.partition("=")
         key = name.lstrip("-").replace("-", "_")
-        structural = key in ("reward", "report_to") or key.startswith(("lora", "stages.", "before."))
+        structural = key in ("reward", "gold_reward", "report_to", "stop_on") or key.startswith(
+            ("lora", "stages.", "before.")
+        )
         if not name.startswith("--") or not structural or key in OTHERS:
             rest.append(flag)
             continue
@@ -322,10 +364,10 @@ def _apply_structural_flags(tree: dict[str, Any], flags: list[str], rest: list[s
             if not flags:
                 raise ValueError(f"{name} needs a value")
             value = flags.pop(0)
-        if key == "reward":
-            tree["reward"] = reward_tree(value)
-        elif key == "report_to":
-            tree["report_to"] = [] if value == "none" else value.split(",")
+        if key in ("reward", "gold_reward"):
+            tree[key] = reward_tree(value)
+        elif key in ("report_to", "stop_on"):
+            tree[key] = [] if value == "none" else value.split(",")
         elif key.startswith("lora"):
             tree["lora"] = _lora(tree.get("lora"), key, value)
         else:

@@ -7,12 +7,13 @@ import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from rich.console import Console
@@ -21,17 +22,21 @@ from safetensors.torch import save_file
 
 from modeseek import checkpoint
 from modeseek.batch import Batch
-from modeseek.build import Parts, build, corrected, device_of, optimiser_of, samples, source_of, stage_of
+from modeseek.build import Parts, build, corrected, device_of, optimiser_of, sampled_by, samples, source_of, stage_of
 from modeseek.config import Run, to_dict
 from modeseek.data.tokenise import Groups
+from modeseek.diagnostics import displacement
 from modeseek.distributed import Team, shared
 from modeseek.distributed.shard import full_state, saved_as, shard
 from modeseek.estimate import Estimate, mean
 from modeseek.evaluate import answer
 from modeseek.objectives import BradleyTerry, may_read, pair_metrics, reads
 from modeseek.ops import seq
+from modeseek.policies.cache import Cached
 from modeseek.policies.hf import HFPolicy
+from modeseek.policies.sync import InStep
 from modeseek.record import Record, read
+from modeseek.rewards.assess import assess
 from modeseek.rewards.model import RewardModel
 from modeseek.selftest import self_test
 from modeseek.train import Loop, NotFinite
@@ -53,7 +58,9 @@ def train(config: Run, *, resume: bool = False, console: Console | None = None) 
 
 def _train(config: Run, team: Team, resume: bool, console: Console) -> Path:
     folder = Path(config.output_dir)
+    displacement.refuse_unknown(config.stop_on)
     parts = build(config)
+    _refuse_blind(parts)
     found = team.first(lambda: checkpoint.latest(folder / "checkpoints")) if resume else None
     if resume and found is None and (folder / "rows.jsonl").exists() is False:
         raise ValueError(f"resume: {folder} holds no run; leave --resume out to start one")
@@ -89,6 +96,9 @@ def _train(config: Run, team: Team, resume: bool, console: Console) -> Path:
     if watch.stopped:
         console.print(f"stopped at step {loop.step}; go on with --resume")
         return folder
+    if watch.ended:
+        console.print(f"ended at step {loop.step}: {watch.seen.verdict}", highlight=False, markup=False)
+        console.print("what there is at this step is exported; go on with --resume --stop-on none", highlight=False)
     _export(parts, record, folder, watch)
     return folder
 
@@ -98,6 +108,8 @@ def spread(parts: Parts, team: Team) -> Parts:
     if team.size == 1 and not team.sharded:
         return parts
     run, policy, reference = parts.run, parts.policy, parts.reference
+    if run.sampler:
+        raise ValueError("sampler: a server is given weights by one process only; leave it out, or start one")
     refuse_sharded(run, policy, _device(parts).type) if team.sharded else team.agree(parts.loop.trainable.values())
     if team.sharded:
         shard(policy, team, bf16=run.bf16, offload=run.fsdp_offload)
@@ -128,6 +140,8 @@ def refuse_sharded(run: Run, policy: HFPolicy | RewardModel, device: str) -> Non
         raise ValueError(
             "token_budget: fsdp needs as many passes on every rank; leave it out and write microbatch (prompts)"
         )
+    if run.reference_cache:
+        raise ValueError("reference_cache: fsdp needs as many passes on every rank; leave it out, or --parallel ddp")
     if run.load_in_4bit or run.optim != "adamw":
         raise ValueError("parallel: fsdp has not been run with 4-bit weights or 8-bit moments; write --parallel ddp")
     if run.fsdp_offload and device != "cuda":
@@ -166,14 +180,16 @@ class Watch:
     best: float | None = None
     best_path: Path | None = None
     last: dict[str, float] = field(default_factory=dict)
+    states: list[dict[str, Any]] = field(default_factory=list)  # each change of what the run is doing
     progress: Progress | None = None
-    also: Callable[[Loop, Mapping[str, float]], bool | None] | None = None
+    ended: bool = False  # by a state of stop_on
 
     def __post_init__(self) -> None:
         team = self.parts.loop.team
         self.saver = checkpoint.Saver(self.folder / "checkpoints", background=self.parts.run.background_saves)
         self.best, self.best_path = team.first(lambda: _best_so_far(self.folder, self.parts.run))
         rows = team.first(lambda: read(self.folder).rows)
+        self.seen = displacement.Watch(stop_on=self.parts.run.stop_on, rows=[dict(row) for row in rows])
         steps = [row["step"] for row in rows if any(k.startswith("eval/") for k in row)]
         if team.pulse is not None:
             team.pulse.last_words = self._last_words
@@ -182,17 +198,30 @@ class Watch:
     def __call__(self, loop: Loop, row: dict[str, float]) -> bool:
         run = self.parts.run
         if loop.step % run.logging_steps == 0 or loop.step == run.max_steps:
-            self.record.row(row)
+            self._log(row)
         self.last |= row
         if run.eval_steps and loop.step % run.eval_steps == 0:
             self.evaluate()
         if run.save_steps and loop.step % run.save_steps == 0:
             self.save()
         self._tick(loop)
-        self.stopped = loop.team.any(self.stopped)
+        self.stopped, self.ended = loop.team.any(self.stopped), loop.team.any(self.ended)
         if self.stopped:
             self.save()
-        return self.stopped
+        return self.stopped or self.ended
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Keep a row, and name what the run is doing; a change of state goes to the card, and a sick one is said."""
+        self.record.row(row)
+        before = self.seen.verdict
+        self.ended |= self.seen(self.parts.loop, row)
+        now = self.seen.verdict
+        if now is None or (before is not None and now.state == before.state and not self.ended):
+            return
+        self.states.append({"step": now.step, "state": now.state})
+        self.record.card(state=displacement.told(now), states=self.states)
+        if self.progress is not None and now.state in displacement.SICK:
+            self.progress.console.print(f"step {now.step}: {now}", highlight=False, markup=False)
 
     def evaluate(self) -> None:
         """Measure on held-out pairs and prompts, and keep samples."""
@@ -201,7 +230,7 @@ class Watch:
         row, texts = held_out(parts)
         if not row:
             return
-        self.record.row({"step": step, **row})
+        self._log({"step": step, **row})
         if texts:
             self.record.samples([{"step": step, **text} for text in texts])
         self.last |= row
@@ -237,10 +266,11 @@ class Watch:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[state]}"),
         ]
         self.progress = Progress(*columns, console=console, transient=False)
         name, loop = self.parts.run.method or "train", self.parts.loop
-        self.progress.add_task(name, total=self.parts.run.max_steps, completed=loop.step, numbers="", rate="")
+        self.progress.add_task(name, total=self.parts.run.max_steps, completed=loop.step, numbers="", rate="", state="")
         return self.progress
 
     def _tick(self, loop: Loop) -> None:
@@ -248,7 +278,8 @@ class Watch:
             shown = "  ".join(f"{name} {self.last[name]:.3g}" for name in SHOWN if name in self.last)
             speed = self.progress.tasks[0].speed
             rate = f"{speed:.2g}/s" if speed else ""
-            self.progress.update(self.progress.task_ids[0], completed=loop.step, numbers=shown, rate=rate)
+            state = self.seen.verdict.title if self.seen.verdict else ""
+            self.progress.update(self.progress.task_ids[0], completed=loop.step, numbers=shown, rate=rate, state=state)
 
 
 @torch.no_grad()
@@ -258,9 +289,9 @@ def held_out(parts: Parts) -> tuple[dict[str, float], list[dict[str, Any]]]:
     if data is None or not len(data):
         return {}, []
     row = _on_pairs(parts, data)
-    if not run.eval_prompts:
-        return row, []
     if isinstance(parts.policy, RewardModel):
+        return row | (_assessed(parts, data) if row else {}), []
+    if not run.eval_prompts:
         return row, []
     index = torch.arange(min(run.eval_prompts, len(data)))
     rows, texts = _on_prompts(parts, data, index)
@@ -288,6 +319,23 @@ def _on_pairs(parts: Parts, data: Groups) -> dict[str, float]:
     return {f"eval/{name}": sum(values) / len(values) for name, values in sums.items()}
 
 
+def _assessed(parts: Parts, data: Groups) -> dict[str, float]:
+    """Calibration, the pull of length and the accuracy by source of a reward model, on the pairs of `_on_pairs`."""
+    scores, lengths, sources = [], [], []
+    for index in torch.arange(min(len(data), 256)).split(16):
+        batch = data.prompts(index).to(_device(parts))
+        batch = batch.prompts(batch.present[:, :2].all(-1))
+        scores += _asked(parts, parts.policy).score(batch)[:, :2].tolist()
+        lengths += batch.mask.sum(-1)[:, :2].tolist()
+        sources += [data.records[i].source for i in batch["row"].tolist()]
+    if not scores:
+        return {}
+    found = assess(np.array(scores), np.array(lengths), sources)
+    named = ("ece", "length_correlation", "margin_length_correlation", "longer_chosen", "longer_preferred")
+    row = {f"eval/{name}": float(getattr(found, name)) for name in named}
+    return row | {f"eval/accuracy/{name}": e.value for name, e in found.by_source.items() if len(found.by_source) > 1}
+
+
 def _on_prompts(parts: Parts, data: Groups, index: torch.Tensor) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Reward, KL, length of fresh answers to held-out prompts."""
     none = lambda batch: torch.zeros(batch.fresh.shape, device=batch.fresh.device)
@@ -302,8 +350,11 @@ def _on_prompts(parts: Parts, data: Groups, index: torch.Tensor) -> tuple[dict[s
     }
     if parts.reward is not None:
         numbers["eval/reward"] = mean(column(lambda b: b["reward"]))
+    if (gold := _asked(parts, parts.gold)) is not None:
+        numbers["eval/gold_reward"] = mean(column(gold))
     if parts.reference is not None:
         numbers["eval/kl"] = mean(column(lambda b: seq(b["old_logp"] - b["ref_logp"], b.mask)))
+        numbers["eval/surprise"] = mean(column(lambda b: -seq(b["ref_logp"], b.mask)))
     row = {name: e.value for name, e in numbers.items()}
     row |= {f"{name}/low": e.low for name, e in numbers.items() if name in ("eval/reward", "eval/kl")}
     row |= {f"{name}/high": e.high for name, e in numbers.items() if name in ("eval/reward", "eval/kl")}
@@ -320,11 +371,22 @@ def _text(parts: Parts, batch: Batch, p: int) -> dict[str, Any]:
     return sample | ({"reward": float(batch["reward"][p, 0])} if parts.reward is not None else {})
 
 
+def _refuse_blind(parts: Parts) -> None:
+    """Refuse to end the run on what its rows will not show."""
+    run, measured = parts.run, parts.held_out is not None and bool(len(parts.held_out)) and parts.run.eval_steps > 0
+    displacement.refuse_blind(
+        run.stop_on,
+        pairs=parts.train.prompts(slice(0, 1)).response.shape[1] > 1,
+        samples=bool(measured and run.eval_prompts and parts.reference is not None),
+        score=run.gold_reward is not None,
+    )
+
+
 def _prove(parts: Parts) -> dict[str, float]:
     if isinstance(parts.policy, RewardModel):
         return {}  # it has neither a reference nor a sampler
     told = parts.train.prompts(torch.arange(min(4, len(parts.train)))).to(_device(parts))
-    return self_test(
+    found = self_test(
         parts.loop,
         parts.policy,
         parts.reference,
@@ -332,6 +394,8 @@ def _prove(parts: Parts) -> dict[str, float]:
         ends=parts.policy.eos,
         samples=samples(parts.run) or bool(parts.run.eval_prompts),
     )
+    drawn = sampled_by(parts.loop)
+    return found | (drawn.prove(told.prompt, told.prompt_mask) if isinstance(drawn, InStep) else {})
 
 
 def _export(parts: Parts, record: Record, folder: Path, watch: Watch) -> None:
@@ -354,6 +418,10 @@ def _export(parts: Parts, record: Record, folder: Path, watch: Watch) -> None:
             draft.rename(target)
     if counts:
         record.card(reward_counts=counts)
+    if isinstance(parts.reference, Cached):
+        record.card(reference_cache=parts.reference.describe() | {"rows": _summed(team.hear(parts.reference.counts))})
+    if watch.seen.verdict is not None:
+        record.card(state=displacement.told(watch.seen.verdict))
     record.card(final=final, steps=loop.step, model_directory=str(target.name))
     team.wait("the model is written")
 
@@ -401,7 +469,7 @@ def model_card(parts: Parts, final: Mapping[str, float]) -> str:
 def _same_run(path: Path, run: Run) -> None:
     """A resumed run must be the run that was stopped; only how long and where it is shown may differ."""
     free = {"max_steps", "output_dir", "report_to", "save_steps", "save_total_limit", "self_test", "logging_steps"}
-    free |= {"parallel", "fsdp_offload", "hang_timeout", "background_saves"}
+    free |= {"sampler", "stop_on", "parallel", "fsdp_offload", "hang_timeout", "background_saves"}
     before, now = read(path.parent.parent).config, to_dict(run)
     for key in sorted(before.keys() | now.keys()):
         if key not in free and before.get(key) != _plain(now.get(key)):

@@ -41,7 +41,7 @@ def self_test(
         own = policy.sample(told.prompt, told.prompt_mask, 2, rng)  # type: ignore[operator]
     found = {}
     for batch in filter(None, (told if told.response.shape[1] else None, own)):
-        _ends_once(batch, ends)
+        _ends_once(batch, ends, or_text=batch is own and getattr(policy, "stop", None) is not None)
     some = told if told.response.shape[1] else own
     if some is not None:
         floor = _noise_floor(policy, some)
@@ -62,13 +62,14 @@ def _trained_parameters(loop: Loop) -> None:
             raise SelfTestFailed(f"{name} {state} in the optimiser; freeze or unfreeze before the loop is made")
 
 
-def _ends_once(batch: Batch, ends: Sequence[int]) -> None:
-    """A finished response has one end token, its last; a cut one has none."""
+def _ends_once(batch: Batch, ends: Sequence[int], *, or_text: bool) -> None:
+    """A finished response has one end token, its last; a cut one has none, nor need one that a text has ended."""
     is_end = torch.isin(batch.response, torch.tensor(tuple(ends), device=batch.response.device)) & batch.mask
     finished = batch["finished"] if "finished" in batch else batch.present
     last = (batch.mask.sum(-1) - 1).clamp(min=0)
     ends_last = is_end.gather(-1, last[..., None]).squeeze(-1)
-    wrong = batch.present & torch.where(finished, (is_end.sum(-1) != 1) | ~ends_last, is_end.sum(-1) != 0)
+    by_text = or_text & (is_end.sum(-1) == 0)
+    wrong = torch.where(finished, ~by_text & ((is_end.sum(-1) != 1) | ~ends_last), is_end.sum(-1) != 0) & batch.present
     if wrong.any():
         p, k = wrong.nonzero()[0].tolist()
         row = int(batch["row"][p]) if "row" in batch else p

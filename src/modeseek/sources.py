@@ -69,6 +69,14 @@ class Sampler:
     top_p: float = 1.0
     top_k: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"source.top_p: {self.top_p}, expected above 0 and at most 1, which keeps every token")
+        for name, least in (("temperature", 0), ("top_k", 0), ("k", 1)):
+            if getattr(self, name) < least:
+                key = "num_generations" if name == "k" else name
+                raise ValueError(f"source.{key}: {getattr(self, name)}, expected at least {least}")
+
     def __call__(self, told: Batch, rng: Generator) -> Batch:
         own = self.policy.sample(
             told.prompt,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from modeseek.batch import Batch
 from modeseek.distributed import ALONE, Team
-from modeseek.distributed.team import whole
+from modeseek.distributed.team import cuts, whole
 from modeseek.objectives import Loss, Objective, call, max_age, may_read, reads
 from modeseek.ops import seq
 from modeseek.sources import Source, Stateful
@@ -28,10 +29,12 @@ class Steps:
     learning_rate: float = 1e-5
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up, down to zero
     warmup_steps: int = 0
+    warmup_ratio: float = 0.0  # instead: the share of max_steps, rounded up to whole steps
     minibatch: int | None = None  # prompts per optimiser step; unset: the whole round
     passes: int = 1  # times a round is gone through (sample reuse; PPO's epochs)
     max_age: int | None = None  # optimiser steps a fresh sample may be old; a round ends when its samples are older
     microbatch: int | None = None  # prompts per backward pass: changes memory, never the result
+    microbatch_tokens: int | None = None  # instead: tokens per backward pass, a prompt counted once for its responses
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
@@ -40,20 +43,27 @@ class Steps:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "passes", "minibatch", "microbatch"):
+        for name in ("max_steps", "passes", "minibatch", "microbatch", "microbatch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: {value}, expected at least 1")
+        if self.microbatch and self.microbatch_tokens:
+            raise ValueError("microbatch, microbatch_tokens: both given; one bounds a pass by prompts, one by tokens")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("warmup_steps, warmup_ratio: both given; one is in optimiser steps, one a share of them")
+        if not 0 <= self.warmup_ratio < 1:
+            raise ValueError(f"warmup_ratio: {self.warmup_ratio}, expected at least 0 and below 1")
         if self.max_age is not None and self.max_age < 0:
             raise ValueError(f"max_age: {self.max_age}, expected at least 0")
 
     def rate(self, step: int) -> float:
         """Learning rate of optimiser step `step`, counted from 0."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
+        warmup = self.warmup_steps or math.ceil(self.warmup_ratio * self.max_steps)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
         if self.schedule == "constant":
             return self.learning_rate
-        done = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        done = (step - warmup) / max(1, self.max_steps - warmup)
         left = 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
         return self.learning_rate * left
 
@@ -65,6 +75,9 @@ class NotFinite(RuntimeError):
         self.tensor, self.step, self.rows, self.batch = tensor, step, rows, batch
         where = f" in rows {rows[:8]}{' and more' if len(rows) > 8 else ''}" if rows else ""
         super().__init__(f"{tensor} is not finite at step {step}{where}")
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return type(self), (self.tensor, self.step, self.rows, self.batch)  # from a worker process
 
 
 def evaluate(objective: Objective, model: nn.Module, batch: Batch) -> Loss:
@@ -105,7 +118,7 @@ class Round:
         row, column = divmod(self.at, per_pass)
         size = size or self.order.shape[1]
         places = self.order[row, column * size : (column + 1) * size]
-        part = self.batch.prompts(torch.isin(self.batch["place"], places))
+        part = self.batch.prompts(torch.isin(self.batch["place"].cpu(), places))
         return part, float(self.drawn[places].sum())
 
 
@@ -143,7 +156,7 @@ class Loop:
         """A new round: drawn, staged, measured and ordered. Every rank of a team holds the same one."""
         self.team.at("drawing a round", self.step)
         batch = self.source(self.rng)
-        drawn = batch.weight
+        drawn = batch.weight.cpu()
         batch = batch.fill(place=torch.arange(len(batch), device=batch.prompt.device))
         for stage in self.stages:
             if len(batch):  # a stage may leave every prompt out
@@ -213,9 +226,9 @@ class Loop:
         _restore(self.source, state["source"])
         for i, stage in enumerate([*self.stages, *self.before]):
             _restore(stage, state["stages"][str(i)])
-        now = state["round"]
+        now, device = state["round"], next(iter(self.trainable.values())).device
         self.round = now and Round(
-            Batch.from_tensors(now["batch"]), now["drawn"], now["order"], now["at"], now["age"], now["seen"]
+            Batch.from_tensors(now["batch"]).to(device), now["drawn"], now["order"], now["at"], now["age"], now["seen"]
         )
 
     def _spent(self, now: Round) -> bool:
@@ -264,7 +277,7 @@ class Loop:
         """Leave the minibatch's gradient in the parameters, and return its loss. Each rank passes over its prompts, and
         over one for nothing where another has a pass more and needs this rank's piece of the weights."""
         self.team.at("forward and backward", self.step)
-        mine, idle = self.team.portions(part, self.steps.microbatch)
+        mine, idle = self.team.portions(part, self.steps.microbatch, self.steps.microbatch_tokens)
         losses = [self._pass(micro, divisor) for micro in mine]
         for _ in range(idle):
             self._pass(part.prompts(slice(0, 1)), divisor, counts=0.0)
@@ -275,16 +288,17 @@ class Loop:
         return Loss(every.pop("per_prompt"), every)
 
     def _pass(self, micro: Batch, divisor: float, *, counts: float = 1.0) -> Loss:
-        with torch.autocast(micro.prompt.device.type, torch.bfloat16, enabled=self.steps.bf16):
+        with torch.autocast(micro.prompt.device.type, torch.bfloat16) if self.steps.bf16 else nullcontext():
             loss = evaluate(self.objective, self.model, micro.trim())
         ((loss.per_prompt * micro.weight).sum() * counts / divisor).backward()
         return Loss(loss.per_prompt.detach(), loss.metrics)
 
     def _not_finite(self, part: Batch, loss: Loss | None) -> NotFinite:
         """The first thing that went wrong, in the order in which things are computed."""
-        size = self.steps.microbatch or max(len(part), 1)
-        for i, micro in enumerate(part.split(size)):
-            found = None if loss is None else ~loss.per_prompt[i * size : (i + 1) * size].isfinite()
+        cut, at = cuts(part, self.steps.microbatch, self.steps.microbatch_tokens), 0
+        for micro in cut:
+            found = None if loss is None else ~loss.per_prompt[at : at + len(micro)].isfinite()
+            at += len(micro)
             if found is None or found.any():
                 error = self._not_finite_of(micro, found)
                 if error is not None:

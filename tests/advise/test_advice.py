@@ -1,6 +1,7 @@
 """The prior as shipped, the list, its page, and what they cost."""
 
 import dataclasses
+import math
 import re
 from dataclasses import asdict
 
@@ -8,14 +9,14 @@ import pytest
 import torch
 
 from modeseek import config
-from modeseek.advise import regret
+from modeseek.advise import fit_prior, regret
 from modeseek.advise.advice import advise, best_chance
 from modeseek.advise.candidates import Setup, tree_of
 from modeseek.advise.cost import Speed, cost
 from modeseek.advise.diagnose import NAMES, _best_of, _rank, diagnoses
 from modeseek.advise.measure import stacks
 from modeseek.advise.methods import ARMS, METHODS
-from modeseek.advise.prior import Prior
+from modeseek.advise.prior import FURTHEST, Prior, safe, standardised
 from modeseek.advise.worlds import FIRST, generate
 from modeseek.commands.advise import main, parse_budget
 from modeseek.report.advice import headline, render
@@ -39,7 +40,7 @@ def test_the_shipped_prior_is_of_these_arms_and_diagnoses():
     assert len(prior.centre) == len(NAMES) and len(prior.ridge) == len(NAMES) + 1
     for by in (prior.trained, prior.rehearsed):
         assert len(by.log_weight) == len(prior.settings)
-        assert 0.5 < by.slope < 2 and 0.5 < by.widen < 3
+        assert 0.5 < by.slope < 2 and 0.5 < by.widen < 3 and len(by.by_diagnosis) == len(NAMES)
 
 
 def test_a_prior_survives_its_file(tmp_path):
@@ -56,6 +57,32 @@ def test_worlds_like_those_it_learnt_from_are_inside_and_absurd_ones_outside():
     absurd[:, NAMES.index("leverage of own pairs, log")] += 40
     assert prior.outside(absurd).all()
     assert prior.furthest(absurd[0]) == "leverage of own pairs, log"
+
+
+def test_a_safe_choice_is_the_best_of_those_that_surely_gain():
+    mean = torch.tensor([[0.0, 3.0, 1.0], [0.0, 1.0, -1.0], [0.0, 2.0, 1.0]]).double()
+    sd = torch.tensor([[0.0, 3.0, 0.5], [0.0, 1.0, 0.1], [0.0, 1.0, 0.1]]).double()
+    # 3 - 1.28 * 3 < 0 but 1 - .64 > 0; 1 - 1.28 < 0, so nothing; 2 - 1.28 > 0
+    assert safe(mean, sd).tolist() == [2, 0, 1]
+
+
+def test_widths_are_those_that_hold_eighty_percent():
+    """Distances are e^(x / 2) times what is even on (0, 1): four fifths lie within .8 e^(x / 2)."""
+    rng = torch.Generator().manual_seed(0)
+    usual = torch.randn(800, 2, generator=rng, dtype=torch.float64)
+    off = (usual[:, :1] / 2).exp() * torch.rand(800, 5, generator=rng, dtype=torch.float64)
+    slopes, level = fit_prior.widths(off, usual)
+    assert slopes.tolist() == pytest.approx([0.5, 0.0], abs=0.06)
+    assert level == pytest.approx(math.log(0.8), abs=0.05)
+
+
+def test_a_diagnosis_widens_intervals_no_further_than_the_worlds_went():
+    prior = Prior.load()
+    at = torch.tensor([prior.centre, prior.centre, prior.centre], dtype=torch.float64)
+    at[1, 0] += 1000.0 * prior.spread[0]
+    at[2, 0] += FURTHEST * prior.spread[0]
+    found = standardised(at, torch.tensor(prior.centre), torch.tensor(prior.spread))
+    assert found[0].abs().max() < 1e-4 and torch.allclose(found[1], found[2])
 
 
 def test_ranks_and_best_of_n_by_hand():

@@ -97,9 +97,14 @@ def test_a_reward_that_was_fitted_on_the_pairs_is_not_trusted():
     kernel = linear_kernel(worlds.seen.flatten(1, 2))
     trusting = dataclasses.replace(PLAIN, trust=0.9)
     found = fit(kernel, worlds.pairs, worlds.count, worlds.proxy, worlds.given, [PLAIN, trusting])
-    mixed = found.mixed(torch.zeros(2, dtype=torch.float64), 0.5, 1.0, 1.0)
+    one, weights = torch.ones(len(found.mean), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    mixed = found.mixed(weights, 0.5, 1.0, one, 0.0)
     assert torch.isinf(found.evidence[:, 1]).all()
     assert torch.allclose(mixed.mean, found.mean[:, 0])
+    wider = found.mixed(weights, 0.5, 2.0, 3 * one, 0.5)  # every variance plus 0.5^2, then times 3^2
+    eye = torch.eye(mixed.covariance.shape[-1], dtype=torch.float64)
+    assert torch.allclose(wider.mean, 2 * mixed.mean)
+    assert torch.allclose(wider.covariance, 9 * (mixed.covariance + 0.25 * eye))
 
 
 def test_a_given_reward_is_believed_as_far_as_the_pairs_bear_it_out():

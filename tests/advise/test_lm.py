@@ -6,7 +6,8 @@ import torch
 
 from modeseek.advise.belief import Belief
 from modeseek.advise.lm import atypical, spanned, twin_of
-from modeseek.advise.trial import Pool, _kept, _reference, against_reference, heard
+from modeseek.advise.methods import ARMS
+from modeseek.advise.trial import Pool, Standing, _kept, _reference, against_reference, heard, winner
 from modeseek.batch import Batch
 from modeseek.diagnostics.look import Look
 
@@ -81,6 +82,15 @@ def test_the_unit_of_a_judge_is_found():
     some.readings = [(2, 200.0), (4, 100.0), (8, 150.0)] * 4
     _, unit = heard(start, some)
     assert 50 <= unit <= 200
+
+
+def test_the_winner_of_a_race_surely_gains_or_there_is_none():
+    at = lambda arm, gain, low: Standing(
+        arm=arm, steps=1, gain=gain, low=low, high=2 * gain - low, best=0.5, kl=0.0, answers=1
+    )
+    nothing, unsure, sure = at(ARMS[0], 0.0, 0.0), at(ARMS[1], 3.0, -0.1), at(ARMS[2], 1.0, 0.1)
+    assert winner([unsure, sure, nothing]) is sure
+    assert winner([unsure, nothing]) is nothing
 
 
 def test_a_label_whose_line_was_cut_off_is_bought_again(tmp_path):

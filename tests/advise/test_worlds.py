@@ -6,7 +6,7 @@ import math
 import torch
 
 from modeseek.advise.methods import ARMS, METHODS, draw, train
-from modeseek.advise.worlds import FIRST, SECOND, Worlds, fit_linear, generate
+from modeseek.advise.worlds import FIRST, SECOND, Worlds, broad, fit_linear, generate
 
 SMALL = dataclasses.replace(FIRST, actions=20, width=4, pairs=(30, 60))
 
@@ -23,6 +23,25 @@ def test_the_same_seed_gives_the_same_worlds():
     a, b, c = generate(3, SMALL, 1), generate(3, SMALL, 1), generate(3, SMALL, 2)
     assert torch.equal(a.reward, b.reward) and torch.equal(a.pairs, b.pairs)
     assert not torch.equal(a.reward, c.reward)
+
+
+def test_stacks_of_broad_worlds_are_unlike_and_of_one_size():
+    drawn = [broad(seed) for seed in range(12)]
+    assert all(ranges.contexts * ranges.actions == 128 for ranges in drawn)
+    assert len({(r.contexts, r.width, r.heavy_features) for r in drawn}) > 6
+    assert broad(3) == broad(3)
+
+
+def test_a_reward_that_bends_is_told_by_no_line():
+    """The product of two directions is uncorrelated with each, so a line tells only the share that does not bend."""
+    straight = dataclasses.replace(FIRST, misspecification=(0.0, 0.0), width=4)
+    for bend in (0.0, 1.0):
+        worlds = generate(6, dataclasses.replace(straight, curved=(bend, bend)), 2)
+        x = worlds.features.flatten(1, 2)
+        x = torch.cat([x, torch.ones(*x.shape[:2], 1, dtype=x.dtype)], -1)
+        line = x @ torch.linalg.lstsq(x, worlds.reward[..., None]).solution
+        told = 1 - (worlds.reward - line[..., 0]).var(1) / worlds.reward.var(1)
+        assert (told > 0.999).all() if bend == 0 else (told < 0.4).all()
 
 
 def test_masses_sum_to_one_and_moves_to_zero_with_several_prompts():

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 
 class Server(ThreadingHTTPServer):
@@ -17,6 +17,13 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.say, self.models, self.asked = say, models, list[dict[str, Any]]()
 
+    def answer(self, path: str, body: dict[str, Any] | None) -> Any:
+        """An object, or (status, bytes); `body` is None for a GET."""
+        if body is None:
+            return {"data": [{"id": name} for name in self.models]}
+        self.asked.append(body)
+        return self.say(body)
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
@@ -26,12 +33,13 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self):
-        self._send(200, json.dumps({"data": [{"id": name} for name in self.server.models]}).encode())
+        self._answer(None)
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)
-        said = self.server.say(body)
+        self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def _answer(self, body: dict[str, Any] | None):
+        said = self.server.answer(self.path, body)
         self._send(*(said if isinstance(said, tuple) else (200, json.dumps(said).encode())))
 
     def _send(self, status: int, content: bytes):
@@ -45,15 +53,21 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+ServerT = TypeVar("ServerT", bound=Server)
+
+
 @contextlib.contextmanager
-def serving(say, **options):
-    server = Server(say, **options)
+def running(server: ServerT) -> Iterator[ServerT]:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         yield server
     finally:
         server.shutdown()
         server.server_close()
+
+
+def serving(say, **options):
+    return running(Server(say, **options))
 
 
 def chat(*texts: str, logps: list[list[float]] | None = None, reason: str = "stop") -> dict[str, Any]:

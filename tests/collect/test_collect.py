@@ -256,8 +256,61 @@ def test_d_optimal_takes_what_spans_most_and_more_than_chance_does():
 def test_the_rank_one_update_is_the_inverse():
     rng = np.random.default_rng(0)
     a, d = rng.normal(size=(5, 9)), rng.normal(size=5)
-    found = choose.updated(np.linalg.inv(a @ a.T), d)
-    np.testing.assert_allclose(found, np.linalg.inv(a @ a.T + np.outer(d, d)), rtol=1e-9)
+    found = choose.lowered(np.linalg.inv(a @ a.T), d, 0.3)
+    np.testing.assert_allclose(found, np.linalg.inv(a @ a.T + 0.3 * np.outer(d, d)), rtol=1e-9)
+
+
+def left(points, chosen):
+    """The variance that is left of responses' worths within their prompts, by the belief's precision at full length."""
+    precision = choose.RIDGE * np.eye(points[0].shape[1])
+    for at, pairs in zip(points, chosen, strict=True):
+        for i, k in pairs:
+            precision += 0.16 * np.outer(at[i] - at[k], at[i] - at[k])  # flips of 0.1: (1 - 0.2)^2 / 4
+    covariance = np.linalg.inv(precision)
+    centred = [at - at.mean(0) for at in points]
+    return np.mean([np.einsum("kd,de,ke->k", c, covariance, c).mean() for c in centred])
+
+
+def test_v_optimal_leaves_the_least_variance_within_prompts():
+    rng = np.random.default_rng(0)
+    groups = [("q", answers("a", "b", "c", "d"))] * 2
+    points = [rng.normal(size=(4, 3)) * [2, 1, 0.1], rng.normal(size=(4, 3)) * [0.1, 1, 2]]
+    (first,), (second,) = choose.without_reward(groups, "v_optimal", 0, points)
+    every = list(itertools.combinations(range(4), 2))
+    assert first == min(every, key=lambda pair: left(points, [[pair], []]))  # greedy: each the best after those before
+    assert second == min(every, key=lambda pair: left(points, [[first], [pair]]))
+
+
+def test_v_optimal_knows_more_of_what_the_policy_writes_than_d_optimal_or_chance():
+    rng = np.random.default_rng(1)
+    groups = [("q", answers("a", "b", "c", "d", "e"))] * 12
+    points = [rng.normal(size=(5, 16)) * np.where(rng.random((5, 1)) < 0.1, 3, 1) for _ in groups]  # with outliers
+    after = {name: left(points, choose.without_reward(groups, name, 0, points)) for name in choose.WITHOUT}
+    assert after["v_optimal"] < min(after["d_optimal"], after["random"])
+
+
+def test_states_as_features_keep_which_responses_are_near():
+    rng = np.random.default_rng(0)
+    states = [rng.normal(size=(4, 500)) + 100 for _ in range(10)]
+    found = choose.projected(states)
+    apart = lambda x: np.linalg.norm(x[:, None] - x[None], axis=-1)[np.triu_indices(4, 1)]
+    ratio = np.concatenate([apart(f) / apart(s) for f, s in zip(found, states, strict=True)]) * np.sqrt(500)
+    assert abs(ratio.mean() - 1) < 0.05 and ratio.std() < 0.1  # 1 / sqrt(2 * 128) = 0.06
+
+
+def test_designs_read_the_policy_s_states(plan, prompts, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        choose, "projected", lambda states, whole=choose.projected: seen.append(states) or whole(states)
+    )
+    found = run(with_(plan, select="v_optimal", features="model"), prompts)
+    assert found.counts["pairs"] + found.counts["prompts without a pair"] == 10
+    assert [x.shape for x in seen[0]] == [(4, 16)] * 4  # of the tiny model's width
+    with pytest.raises(ValueError, match="features: model, but select: best_worst reads none"):
+        run(with_(plan, features="model"), prompts)
+    with serving(lambda body: chat("a", "b")) as server, pytest.raises(ValueError, match="no policy is loaded here"):
+        served = with_(plan, policies=(f"{server.url}#m",), select="d_optimal", features="model")
+        run(with_(served, num_generations=2), prompts)
 
 
 def test_a_strategy_that_cannot_be_is_refused(plan, prompts):

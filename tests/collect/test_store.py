@@ -290,3 +290,32 @@ def test_a_kill_at_any_moment_leaves_whole_chunks_and_the_end_is_the_same(tmp_pa
         for number in range(40):
             once.commit(plan, number, groups(25, chunk=number, labels=[said("a")]), selected="random")
         assert store.digest() == once.digest()
+
+
+def test_counts_are_kept_as_labels_come_and_go_and_an_older_store_is_counted(store):
+    def scanned():
+        pairs = store.rows("select count(*), total(wanted), total(min(got, wanted)) from pairs where wanted > 0")
+        people = "from labels where kind = 'person' and undone is null"
+        kinds = [f"select count(*) {people} and preferred {sign} 'skip'" for sign in ("!=", "=")]
+        return (*pairs[0], *(store.rows(query)[0][0] for query in kinds))
+
+    fill(store, 24, wanted=lambda i: i % 3)
+    rng = random.Random(0)
+    for step in range(120):
+        who = rng.choice(["ann", "bob"])
+        if step % 7 == 6:
+            store.undo(who)
+        elif step % 31 == 30:
+            store.ask(overlap=rng.random(), times=rng.choice([1, 2, 3]))
+        elif pair := store.next_pair(who):
+            store.label(pair.pair_id, who, rng.choice(["a", "b", "tie", "skip"]))
+        far = store.progress()
+        assert (far.pairs, far.wanted, far.got, far.done, far.skipped) == scanned()
+    before = store.progress()
+    with store.writing() as db:
+        for name, kind in db.execute("select name, type from sqlite_master where type = 'trigger'").fetchall():
+            db.execute(f"drop {kind} {name}")
+        db.execute("drop table asked")
+        db.execute("drop table said")
+    with Store(store.path) as again:
+        assert again.progress() == before and before.done

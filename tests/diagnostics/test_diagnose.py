@@ -6,6 +6,7 @@ import re
 import pytest
 
 from conftest import shared
+from modeseek.commands.data_file import data_file
 from modeseek.commands.diagnose import main
 from modeseek.diagnostics.diagnosis import SECTIONS
 from modeseek.report.diagnosis import render
@@ -83,10 +84,17 @@ def test_data_without_responses_are_refused(tiny, tmp_path):
         main([str(tiny), str(path), "--output", str(tmp_path)])
 
 
+def test_a_folder_stands_for_the_one_data_file_in_it(tmp_path):
+    (tmp_path / "README.md").write_text("words")
+    (tmp_path / "pairs.jsonl.gz").write_bytes(b"")
+    assert data_file(str(tmp_path)) == str(tmp_path / "pairs.jsonl.gz")
+    (tmp_path / "more.csv").write_text("")
+    assert data_file(str(tmp_path)) == str(tmp_path)  # which of the two? the reader asks
+    assert data_file("some/hub-name") == "some/hub-name"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "data", ["data/rmb_pairwise/pairs.jsonl.gz", "data/hh_rlhf_harmless_test/harmless-base_test.jsonl.gz"]
-)
+@pytest.mark.parametrize("data", ["data/rmb_pairwise", "data/hh_rlhf_harmless_test"])
 def test_real_preferences_are_far_from_a_small_story_teller(data, tmp_path):
     words = [str(shared("models/stories260k")), str(shared(data)), "--samples", "4", "--prompts", "32"]
     main([*words, "--max-completion-length", "64", "--output", str(tmp_path)])

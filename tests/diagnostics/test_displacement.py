@@ -49,6 +49,14 @@ def test_margins_that_grow_while_the_chosen_fall_are_displacement():
     assert found.state == "displacement" and "SFT" in found.remedy and "10 nats" in str(found).replace("10.0", "10")
 
 
+def test_rows_of_other_pairs_are_no_fall():
+    """Batches differ by nats: a first row that happens to be high is no displacement, and three rows say nothing."""
+    chosen = [-38.0, -41.0, -39.5, -41.5, -40.0, -41.0, -39.0, -40.5]
+    for n in (3, 4, 8):
+        found = name_state(_rows(rewards__margins=RISING[:n], logps__chosen=chosen[:n]))
+        assert found.state != "displacement", n
+
+
 def test_a_score_that_turns_while_the_reward_rises_is_over_optimisation():
     rows = _rows(reward=RISING, eval__win_rate=[0.5, 0.55, 0.6, 0.65, 0.7, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.3])
     assert name_state(rows).state == "over-optimisation"

@@ -126,7 +126,7 @@ def test_a_dpo_config_of_llama_factory(tmp_path):
     assert run.objective == DPO(beta=0.2) and run.lora.r == 8 and run.lora.alpha == 16
     assert run.lora.target_modules == "all-linear"
     assert run.prompts_per_round == 8 and run.microbatch == 1 and run.max_length == 2048
-    assert any("warmup_ratio" in line for line in found.lost)  # a share of a length that is not known yet
+    assert run.warmup_ratio == 0.1 and run.warmup_steps == 0
     assert any("llama3" in line for line in found.differs)
 
 
@@ -135,10 +135,10 @@ def test_pref_ftx_is_an_sft_term(tmp_path):
     assert translate("llamafactory", write(tmp_path, text)).run().objective == WithSFT(DPO(0.2), nll=0.5)
 
 
-def test_warm_up_is_a_share_of_max_steps_where_they_are_known(tmp_path):
-    text = LLAMAFACTORY + "max_steps: 200\n"
-    found = translate("llamafactory", write(tmp_path, text))
-    assert found.run().warmup_steps == 20 and found.run().max_steps == 200 and found.lost == []
+def test_warm_up_in_steps_goes_before_a_share(tmp_path):
+    text = LLAMAFACTORY + "max_steps: 200\nwarmup_steps: 7\n"
+    run = translate("llamafactory", write(tmp_path, text)).run()
+    assert run.warmup_steps == 7 and run.warmup_ratio == 0 and run.max_steps == 200
 
 
 AXOLOTL = """

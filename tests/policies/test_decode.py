@@ -295,6 +295,16 @@ def test_no_column_is_longer_than_the_longest_response(llama):
     assert batch.response.shape == (5, 2, 1) and batch["finished"].all()
 
 
+@pytest.mark.parametrize("heads", [2, 4])
+def test_one_prompt_has_any_number_of_samples(heads, prompts_are, monkeypatch):
+    """Its keys are shared by a group of one: with a key for each query head, what it hears lies head by head."""
+    monkeypatch.setitem(MODELS, "llama", ("Llama", {"num_key_value_heads": heads}))
+    model = build("llama", torch.float32)
+    assert lean.fits(model)
+    batch = roll(model, [PROMPTS[0] * 3], 5, 7, seed=2)
+    torch.testing.assert_close(batch["old_logp"], forward_logp(model, batch), rtol=1e-4, atol=1e-4)
+
+
 def test_one_token_is_enough(llama):
     assert roll(llama, PROMPTS, 2, 1).response.shape == (5, 2, 1)
 

@@ -15,10 +15,9 @@ from modeseek.advise.belief import linear_kernel
 from modeseek.advise.cost import NOTHING, Cost
 from modeseek.advise.diagnose import NAMES, diagnoses
 from modeseek.advise.methods import ARMS, METHODS, STEPS, Arm, Method, train_all
-from modeseek.advise.prior import Prior, calibrated, predicted
+from modeseek.advise.prior import Z80, Prior, predicted
 from modeseek.advise.worlds import Worlds
 
-Z80 = 1.2815515655446004
 REACHED = 0.1  # standard deviations of the reward by which best of 8 has to be above the chosen
 DRAWS = 4000  # of all gains at once, for the chance that an arm is the best
 
@@ -84,12 +83,12 @@ def advise(
     moved = problem.moved(theta)
     kernel = linear_kernel(problem.seen.flatten(1, 2))
     fits = belief.fit(kernel, problem.pairs, problem.count, problem.proxy, problem.given, prior.settings)
-    held = calibrated(fits, prior.rehearsed)
+    found = diagnoses(problem)
+    held = prior.belief(fits, found, rehearsed=True)
     mean, covariance = held.of(moved)
     _, sd = predicted(held, moved)
     kl = torch.stack([problem.kl(arm) for arm in theta.unbind(1)], 1)[0]
     allowed = [i for i, arm in enumerate(ARMS) if arm.method is None or rewarded or not arm.method.scores]
-    found = diagnoses(problem)
     named = dict(zip(NAMES, found[0].tolist(), strict=True))
     chance = best_chance(mean[0][allowed], covariance[0][allowed][:, allowed], seed)
     chances = dict(zip(allowed, chance.tolist(), strict=True))

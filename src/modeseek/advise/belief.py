@@ -36,9 +36,13 @@ class Setting:
     trust: float  # correlation of the given reward with the true one
 
 
+# Half of all combinations, those whose places sum to an even number: each two factors still meet at all their values.
 GRID: tuple[Setting, ...] = tuple(
     Setting(scale=s, own=m, flips=e, trust=t)
-    for s, m, e, t in itertools.product((1.3, 2.6), (0.1, 0.45), (0.05, 0.25), (0.0, 0.35, 0.65, 0.9))
+    for (i, s), (j, m), (k, e), (n, t) in itertools.product(
+        enumerate((1.2, 2.4, 4.2)), enumerate((0.1, 0.45, 0.8)), enumerate((0.05, 0.3)), enumerate((0.0, 0.4, 0.7, 0.9))
+    )
+    if (i + j + k + n) % 2 == 0
 )
 
 
@@ -82,15 +86,18 @@ class Fits:
     covariance: tuple[Float[Tensor, "W M M"], ...]  # one a setting
     evidence: Float[Tensor, "W S"]  # log marginal likelihood
 
-    def mixed(self, log_weight: Float[Tensor, " S"], temper: float, slope: float, widen: float) -> Belief:
-        """One Gaussian with the mixture's mean and covariance; the three numbers are the prior's calibration."""
+    def mixed(
+        self, log_weight: Float[Tensor, " S"], temper: float, slope: float, widen: Float[Tensor, " W"], own: float
+    ) -> Belief:
+        """One Gaussian with the mixture's mean and covariance; the numbers are the prior's calibration: `own` is the
+        standard deviation of what no setting says of a response, `widen` multiplies all standard deviations."""
         weight = (log_weight + temper * self.evidence).softmax(1)
         mean = torch.einsum("ws,wsm->wm", weight, self.mean)
-        total = torch.zeros_like(self.covariance[0])
+        total = own**2 * torch.eye(mean.shape[1], dtype=mean.dtype).repeat(len(mean), 1, 1)
         for i, spread in enumerate(self.covariance):
             away = (self.mean[:, i] - mean)[..., None]
             total += weight[:, i, None, None] * (spread + away @ away.mT)
-        return Belief(slope * mean, widen**2 * total)
+        return Belief(slope * mean, widen.square()[:, None, None] * total)
 
 
 def fit(

@@ -16,7 +16,8 @@ from modeseek.advise import belief
 from modeseek.advise.acquire import informative, tilted
 from modeseek.advise.advice import Advice
 from modeseek.advise.belief import linear_kernel
-from modeseek.advise.prior import Prior, calibrated
+from modeseek.advise.diagnose import diagnoses
+from modeseek.advise.prior import Prior
 from modeseek.advise.worlds import Worlds
 
 LEAST, MOST = 100, 1000  # labels of a plan
@@ -51,7 +52,7 @@ def plan_for(problem: Worlds, advice: Advice, prior: Prior, *, model: str, label
     reasons = [
         f"own samples: the chosen responses stand at rank {named['rank of chosen among own']:.2f} among them;"
         " a label of a pair that the model would write lowers what is not known of what it will write",
-        "two of them at random: in worlds no strategy that collect has needed fewer labels",
+        "two of them at random: what needed fewer labels in worlds chooses anew after each batch of labels",
         f"{generations} responses to a prompt: best of 8 is {'below' if reach < 0 else 'above'} the chosen",
         f"{labels} labels: not knowing the reward costs {loss:.2f} log-odds now, and the first label saves {each:.4f}",
     ]
@@ -66,7 +67,7 @@ def ignorance(problem: Worlds, prior: Prior) -> tuple[float, float]:
     """
     kernel = linear_kernel(problem.seen.flatten(1, 2))
     fits = belief.fit(kernel, problem.pairs, problem.count, problem.proxy, problem.given, prior.settings)
-    held = calibrated(fits, prior.rehearsed)
+    held = prior.belief(fits, diagnoses(problem), rehearsed=True)
     base = problem.mass(problem.still()).clamp(min=1e-300).log()
     X = problem.contexts
     p = tilted(base, held.mean, X)[0].view(X, -1)  # [X, A]

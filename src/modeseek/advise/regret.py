@@ -13,12 +13,11 @@ from torch import Generator, Tensor
 from modeseek.advise.belief import Belief, ignorant
 from modeseek.advise.measure import Measured
 from modeseek.advise.methods import ARMS, METHODS
-from modeseek.advise.prior import Prior, calibrated, choose, predicted
+from modeseek.advise.prior import Z80, Prior, choose, predicted, safe
 from modeseek.advise.race import halve, race, race_whole, schedule
 
 NOISE = 2.5  # sd of one reading of the judge
 LOOKS = (50, 200, 800)
-Z80 = 1.2815515655446004
 RESAMPLES = 2000
 
 
@@ -59,7 +58,7 @@ def judge_all(found: Iterable[Measured], prior: Prior, *, looks: Sequence[int] =
         for c, arm in enumerate(ARMS):
             tally.add(f"always {arm.name}", gain, torch.full((len(gain),), c))
         tally.outside.append(prior.outside(one.diagnoses))
-        held = calibrated(one.fits(prior.settings), prior.trained)
+        held = prior.belief(one.fits(prior.settings), one.diagnoses)
         _without_labels(tally, one, held, prior)
         _races(tally, one, held, looks, rng)
     return tally
@@ -70,14 +69,14 @@ def _without_labels(tally: Tally, one: Measured, trained: Belief, prior: Prior) 
     away = one.diagnoses - torch.tensor(prior.centre, dtype=torch.float64)
     row = torch.cat([torch.ones(len(away), 1, dtype=away.dtype), away], 1)
     tally.add("ridge on diagnoses", gain, (row @ torch.tensor(prior.ridge, dtype=row.dtype)).argmax(1))
-    rehearsed = calibrated(one.fits(prior.settings, rehearsed=True), prior.rehearsed)
+    rehearsed = prior.belief(one.fits(prior.settings, rehearsed=True), one.diagnoses, rehearsed=True)
     for way, held, moved, by in (
         ("prior, rehearsed", rehearsed, one.rehearsed, prior.rehearsed),
         ("prior, trained", trained, one.moved, prior.trained),
     ):
         mean, sd = predicted(held, moved)
         tally.add(way, gain, choose(mean, sd, by.caution))
-        tally.add(f"{way}, cautious", gain, choose(mean, sd, 1.0))
+        tally.add(f"{way}, safe", gain, safe(mean, sd))
         hit = ((gain - mean)[:, 1:].abs() <= Z80 * sd[:, 1:]).double()  # doing nothing gains nothing, for certain
         tally.inside.setdefault(way, []).append(hit.mean(1))
 
@@ -90,8 +89,8 @@ def _races(tally: Tally, one: Measured, held: Belief, looks: Sequence[int], rng:
         for spent, now in race(start, moved, read, NOISE, schedule(max(looks)), rng):
             if spent in looks:
                 mean, sd = predicted(now, moved)
-                tally.add(f"{name}, {spent}", gain, mean.argmax(1))
-                tally.add(f"{name}, {spent}, cautious", gain, choose(mean, sd, 0.5))
+                tally.add(f"{name}, {spent}", gain, safe(mean, sd))
+                tally.add(f"{name}, {spent}, bold", gain, mean.argmax(1))
     for labels in looks:
         tally.add(f"halving, {labels}, whole", gain, halve(gain, NOISE, labels, rng))
     mean, covariance = held.of(moved)

@@ -23,9 +23,10 @@ from modeseek.advise import belief
 from modeseek.advise.advice import best_chance
 from modeseek.advise.belief import Belief, linear_kernel, tangents
 from modeseek.advise.candidates import Setup, tree_of, write
+from modeseek.advise.diagnose import diagnoses
 from modeseek.advise.lm import spanned
 from modeseek.advise.methods import Arm
-from modeseek.advise.prior import Prior, calibrated
+from modeseek.advise.prior import Prior
 from modeseek.advise.problem import Problem
 from modeseek.advise.race import contested
 from modeseek.batch import Batch
@@ -220,7 +221,7 @@ def judged(
     pairs = torch.stack([first, first + 1], 1)[None]
     unknown = torch.zeros(1, M, dtype=torch.float64)  # the judge is asked; what a reward says of itself is no evidence
     fits = belief.fit(pool.kernel, pairs, torch.tensor([len(first)]), unknown, torch.tensor([False]), prior.settings)
-    start = calibrated(fits, prior.trained)
+    start = prior.belief(fits, diagnoses(problem.twin))
     book = folder / "labels.jsonl"
     pool.readings = _kept(book)
     rng = torch.Generator().manual_seed(seed + len(pool.readings))
@@ -256,6 +257,13 @@ def judged(
     standings.sort(key=lambda s: -s.best)
     half = max(2, (len(arms) + 1) // 2)
     return tuple(Standing(**{**vars(s), "dropped": s.best < HOPELESS or i >= half}) for i, s in enumerate(standings))
+
+
+def winner(standings: Sequence[Standing]) -> Standing:
+    """The candidate with the largest gain of those whose 80% interval is above zero; else doing nothing. In worlds that
+    costs little and takes most of the choices that would have lost (`benchmarks/advice_regret.py`)."""
+    nothing = next(s for s in standings if s.arm.method is None)
+    return max([nothing, *(s for s in standings if s.low > 0)], key=lambda s: s.gain)
 
 
 def heard(start: Belief, pool: Pool) -> tuple[Belief, float]:

@@ -32,6 +32,7 @@ class Ranges:
     scale: Span = (1.0, 3.0)  # sd of the true reward over all responses
     alignment: Span = (-0.9, 0.9)  # cosine of the reward's and the reference's directions: where the peak is
     misspecification: Span = (0.0, 0.7)  # share of the reward's variance that no feature says
+    curved: Span = (0.0, 0.0)  # share of what features say that is a product of two directions, not linear
     distance: Span = (0.0, 2.0)  # of the data's other writer from the reference, in sd of logits
     skew: Span = (-0.5, 1.0)  # cosine of what sets the other writer apart with the reward's direction
     others: Span = (0.0, 1.0)  # share of responses that the other writer wrote
@@ -64,6 +65,53 @@ SECOND = Ranges(
     pace=(0.01, 0.12),
     hidden=(0.1, 0.6),
 )
+
+
+# For reports alone: a reward that bends, more features than the advisor keeps of a language model, many prompts.
+FOURTH = Ranges(
+    contexts=6,
+    actions=22,
+    width=20,
+    sharpness=(0.5, 3.0),
+    scale=(0.8, 3.5),
+    alignment=(-0.8, 0.8),
+    misspecification=(0.0, 0.6),
+    curved=(0.2, 0.8),
+    distance=(0.0, 2.5),
+    skew=(-0.8, 0.8),
+    narrow=0.4,
+    pairs=(30, 800),
+    flips=(0.0, 0.4),
+    quality=(-0.1, 0.9),
+    pace=(0.02, 0.12),
+    hidden=(0.0, 0.5),
+)
+
+
+def broad(seed: int) -> Ranges:
+    """Ranges for one stack of worlds: wide spans, and a shape that is itself drawn, so that stacks are as unlike each
+    other as the worlds of different generators. All have about 128 responses."""
+    rng = torch.Generator().manual_seed(seed)
+    pick = lambda choices: choices[int(torch.randint(len(choices), (1,), generator=rng))]
+    contexts = pick((1, 2, 4, 8))
+    return Ranges(
+        contexts=contexts,
+        actions=128 // contexts,
+        width=pick((6, 8, 12, 16, 20)),
+        heavy_features=pick((False, True)),
+        sharpness=(0.3, 3.5),
+        scale=(0.7, 4.0),
+        alignment=(-1.0, 1.0),
+        misspecification=(0.0, 0.9),
+        distance=(0.0, 3.0),
+        skew=(-1.0, 1.0),
+        narrow=0.4,
+        pairs=(25, 1000),
+        flips=(0.0, 0.42),
+        quality=(-0.2, 1.0),
+        pace=(0.01, 0.12),
+        hidden=(0.0, 0.6),
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -193,7 +241,17 @@ def _reward(features: Tensor, direction: Tensor, ranges: Ranges, rng: Generator)
     linear = standard(torch.einsum("wxad,wd->wxa", features, direction).flatten(1))
     share = _uniform(n, ranges.misspecification, rng)[:, None]
     rest = standard(_normal(tuple(linear.shape), rng))
+    if ranges.curved[1] > 0:
+        bend = _uniform(n, ranges.curved, rng)[:, None]
+        linear = (1 - bend).sqrt() * linear + bend.sqrt() * _curve(features, rng)
     return _uniform(n, ranges.scale, rng)[:, None] * ((1 - share).sqrt() * linear + share.sqrt() * rest)
+
+
+def _curve(features: Tensor, rng: Generator) -> Tensor:
+    """The product of two random directions: what no linear reward can say of the features."""
+    n, d = len(features), features.shape[-1]
+    one, other = (torch.einsum("wxad,wd->wxa", features, _unit((n, d), rng)).flatten(1) for _ in range(2))
+    return standard(one * other)
 
 
 def _pairs(

@@ -1,9 +1,12 @@
 """Which two responses to a prompt become a pair: the stages that select by reward, and strategies that need none.
 
-`d_optimal` takes the pairs whose differences span the most: greedily, each the one whose difference of features is
-least explained by those taken before it (the largest d' A^-1 d, A the sum of d d' so far; Mukherjee et al. 2024,
-https://arxiv.org/abs/2404.13895, choose comparisons by an optimal design). Features are hashed words and pairs of
-words, so that any writer's text has them; a chunk begins anew.
+The designs believe that a response is worth theta' f, f its features and theta unknown, and name pairs before any label
+is known. `d_optimal` takes the pairs whose differences span the most: greedily, each the one whose difference is least
+explained by those taken before it (the largest d' S d, S the covariance of theta; Mukherjee et al. 2024,
+https://arxiv.org/abs/2404.13895). `v_optimal` takes the one whose label lowers the most the variance of what the
+chunk's responses are worth within their prompts: as in `advise.acquire`, but there labels are known that foresee
+winners. Features are hashed words and pairs of words, which any writer's text has, or a model's hidden states; a chunk
+begins anew.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from modeseek.advise.acquire import SETTING
 from modeseek.batch import Batch
 from modeseek.build import stage_of
 from modeseek.collect.labels import Sampled
+from modeseek.collect.rows import Response
 from modeseek.config import StageSpec
 from modeseek.data.records import text
 
+DESIGNS = ("d_optimal", "v_optimal")
 BY_REWARD = {
     "best_worst": "the best against the worst by the reward",
     "best_second": "the best against the next that is worse",
@@ -34,13 +40,21 @@ BY_REWARD = {
 WITHOUT = {
     "random": "two at random",
     "d_optimal": "the two whose difference is least like those chosen before",
+    "v_optimal": "the two whose label says most of what the other responses are worth",
 }
 DIMENSIONS, RIDGE = 128, 0.1
+# Fisher information of a label about a gap that may be either way: p'^2 / (p (1 - p)) at 0, p = f + (1 - 2 f) sigmoid
+LABEL = (1 - 2 * SETTING.flips) ** 2 / 4
+Points = Float[np.ndarray, "K D"]  # the features of one prompt's responses
 Places = list[list[tuple[int, int]]]  # for each prompt, the pairs of places in its group
 
 
-def check(select: str, rewarded: bool, several: bool) -> None:
+def check(select: str, rewarded: bool, several: bool, features: str = "words") -> None:
     """Refuse a strategy that is not there or has not what it needs, before anything is sampled."""
+    if features != "words" and select not in DESIGNS:
+        raise ValueError(
+            f"features: {features}, but select: {select} reads none; leave it out, or {' or '.join(DESIGNS)}"
+        )
     if select not in BY_REWARD | WITHOUT:
         raise ValueError(f"select: {select!r}, expected one of {', '.join(BY_REWARD | WITHOUT)}")
     if select in BY_REWARD and not rewarded:
@@ -66,42 +80,84 @@ def by_reward(batch: Batch, select: str, seed: int) -> Places:
     return found
 
 
-def without_reward(groups: Sequence[Sampled], select: str, seed: int) -> Places:
-    """A pair of each group that has two different texts."""
-    rng = np.random.default_rng(seed)
-    inverse = np.eye(DIMENSIONS) / RIDGE
-    found: Places = []
+def without_reward(groups: Sequence[Sampled], select: str, seed: int, points: Sequence[Points] | None = None) -> Places:
+    """A pair of each group that has two different texts. `points` are the responses' features; unset: their words'."""
+    offers = list[list[tuple[int, int]]]()
     for _, responses in groups:
         texts = [text(one.text) for one in responses]
-        pairs = [(i, k) for i, k in itertools.combinations(range(len(texts)), 2) if texts[i] != texts[k]]
+        offers.append([(i, k) for i, k in itertools.combinations(range(len(texts)), 2) if texts[i] != texts[k]])
+    if select == "random":
+        rng = np.random.default_rng(seed)
+        return [[pairs[rng.integers(len(pairs))]] if pairs else [] for pairs in offers]
+    points = [words(responses) for _, responses in groups] if points is None else points
+    return _designed(points, offers, select)
+
+
+def _designed(points: Sequence[Points], offers: Places, select: str) -> Places:
+    """Greedily one of each group's offers, the covariance of theta lowered by what each label will say."""
+    width = max((x.shape[1] for x in points if len(x)), default=DIMENSIONS)
+    covariance, target = np.eye(width) / RIDGE, within(points, width)
+    found: Places = []
+    for at, pairs in zip(points, offers, strict=True):
         if not pairs:
             found.append([])
-        elif select == "random":
-            found.append([pairs[rng.integers(len(pairs))]])
+            continue
+        apart = np.stack([at[i] - at[k] for i, k in pairs])  # [pairs, D]
+        effect = apart @ covariance
+        variance = (effect * apart).sum(1)
+        if select == "d_optimal":
+            best, told = int(variance.argmax()), 1.0
         else:
-            points = np.stack([features(one) for one in texts])
-            apart = np.stack([points[i] - points[k] for i, k in pairs])  # [pairs, D]
-            best = int(np.einsum("nd,de,ne->n", apart, inverse, apart).argmax())
-            inverse = updated(inverse, apart[best])
-            found.append([pairs[best]])
+            less = LABEL / (1 + LABEL * variance) * np.einsum("nd,de,ne->n", effect, target, effect)
+            best, told = int(less.argmax()), LABEL
+        covariance = lowered(covariance, apart[best], told)
+        found.append([pairs[best]])
     return found
 
 
-def features(words: str) -> Float[np.ndarray, " D"]:
+def lowered(covariance: Float[np.ndarray, "D D"], d: Float[np.ndarray, " D"], told: float) -> Float[np.ndarray, "D D"]:
+    """The inverse of A + told d d', from that of A (Sherman and Morrison)."""
+    along = covariance @ d
+    return covariance - told * np.outer(along, along) / (1 + told * d @ along)
+
+
+def within(points: Sequence[Points], width: int) -> Float[np.ndarray, "D D"]:
+    """Mean over prompts of the features' covariance within each: the directions in which its responses differ."""
+    total = np.zeros((width, width))
+    for at in filter(len, points):
+        centred = at - at.mean(0)
+        total += centred.T @ centred / len(at)
+    return total / max(len(points), 1)
+
+
+def words(responses: Sequence[Response]) -> Points:
+    """The features of texts."""
+    return np.stack([features(text(one.text)) for one in responses]) if responses else np.zeros((0, DIMENSIONS))
+
+
+def projected(states: Sequence[Float[np.ndarray, "K H"]]) -> list[Points]:
+    """Hidden states as features: around their mean, on average of length one, and of as many dimensions as words have.
+
+    A random projection keeps distances to about 1 / sqrt(D) (Johnson and Lindenstrauss).
+    """
+    every = np.concatenate(states).astype(np.float64)
+    centre = every.mean(0) if len(every) else 0.0
+    size = float(np.sqrt(np.square(every - centre).sum(1).mean())) if len(every) else 1.0
+    H = every.shape[1]
+    down = np.random.default_rng(0).standard_normal((H, DIMENSIONS)) / np.sqrt(DIMENSIONS)
+    down = np.eye(H) if H <= DIMENSIONS else down
+    return [(x - centre) / max(size, 1e-12) @ down for x in states]
+
+
+def features(said: str) -> Float[np.ndarray, " D"]:
     """Signed hashes of the words and of the pairs of neighbours, of length one."""
-    tokens = words.casefold().split()
+    tokens = said.casefold().split()
     counts = Counter([*tokens, *map(" ".join, itertools.pairwise(tokens))])
     found = np.zeros(DIMENSIONS)
     for word, n in counts.items():
         code = zlib.crc32(word.encode("utf-8", "backslashreplace"))
         found[code % DIMENSIONS] += n if code & 2**31 else -n
     return found / max(float(np.linalg.norm(found)), 1e-12)
-
-
-def updated(inverse: Float[np.ndarray, "D D"], d: Float[np.ndarray, " D"]) -> Float[np.ndarray, "D D"]:
-    """The inverse of A + d d', from that of A (Sherman and Morrison)."""
-    along = inverse @ d
-    return inverse - np.outer(along, along) / (1 + d @ along)
 
 
 def _closest(reward: torch.Tensor, there: torch.Tensor) -> list[tuple[int, int]]:

@@ -26,7 +26,7 @@ from modeseek.collect.labels import Labeller, Sampled, check_tokens
 from modeseek.collect.plan import Plan, identity, labeller, proxy
 from modeseek.collect.rows import Group, Pair, Response, dump, restore, share
 from modeseek.collect.store import Store
-from modeseek.collect.writers import Writer, open_writer
+from modeseek.collect.writers import Writer, open_writer, reader
 from modeseek.data.files import load
 from modeseek.data.records import Record, text
 
@@ -51,11 +51,14 @@ def collect(
     if not plan.policies:
         raise ValueError("policies: none given; name a model to sample from")
     config, chooser = labeller(plan), proxy(plan)
-    choose.check(plan.select, (config or chooser) is not None, plan.num_generations > 1 or len(set(plan.policies)) > 1)
+    several = plan.num_generations > 1 or len(set(plan.policies)) > 1
+    choose.check(plan.select, (config or chooser) is not None, several, plan.features)
     asked = wanted_prompts(plan, prompts)
     words = list(dict.fromkeys(plan.policies))
     writers = [open_writer(word, plan, name) for word, name in zip(words, names or [""] * len(words), strict=True)]
     told = hashlib.sha256(json.dumps([dump(r.prompt) for r in asked]).encode()).hexdigest()[:16]
+    if plan.features == "model":
+        reader(writers)
     with Store(plan.store) as store, _alone(store):
         name = store.begin(identity(plan, [writer.identity for writer in writers], told))
         work = Work(plan, name, store, writers, config and Labeller.open(config), chooser and Labeller.open(chooser))
@@ -133,7 +136,8 @@ class Work:
         """The pairs of each group, the earlier response first, and the rewards that chose them."""
         seed = chance(self.name, number, len(self.writers))
         if self.plan.select in choose.WITHOUT:
-            return choose.without_reward(groups, self.plan.select, seed), []
+            points = None if self.plan.features == "words" else choose.projected(reader(self.writers).states(groups))
+            return choose.without_reward(groups, self.plan.select, seed, points), []
         scorer = self.proxy or self.labeller
         assert scorer is not None  # choose.check has seen to it
         batch = self._scored(scorer, groups)

@@ -15,7 +15,17 @@ from modeseek.rewards import AnyReward, Judge, Table
 
 T = TypeVar("T")
 PEOPLE = "people"
-EXECUTION = ("max_requests", "timeout", "retries", "backoff", "workers", "max_unclear", "cache", "api_key_env")
+EXECUTION = (
+    "max_requests",
+    "timeout",
+    "retries",
+    "backoff",
+    "workers",
+    "max_unclear",
+    "cache",
+    "api_key_env",
+    "sampler",
+)
 Precision = Literal["float32", "bfloat16", "float64"]
 
 
@@ -23,12 +33,15 @@ Precision = Literal["float32", "bfloat16", "float64"]
 class Plan:
     """Sample from policies, choose pairs, label them, keep all of it in a store."""
 
-    policies: tuple[str, ...] = ()  # more to sample from: folders, runs, hub names, or served ones as URL#MODEL
+    # more to sample from: folders, runs, hub names, vllm:URL, or chat models as URL#MODEL
+    policies: tuple[str, ...] = ()
+    sampler: str = ""  # vllm:URL, a server that is given the weights of the policies loaded here and samples for them
     prompts: int = 0  # prompts to answer, the file's first; more than it has: from its start again; 0: each once
     num_generations: int = 4  # responses of each policy to a prompt
     temperature: float = 1.0
     top_p: float = 1.0
     select: str = "best_worst"  # how pairs are chosen: modeseek collect --help lists the strategies
+    features: Literal["words", "model"] = "words"  # what designs tell responses by; model: the first policy's states
     label: Annotated[str | dict[str, Any], tyro.conf.Suppress] = ""  # as in --reward, or people
     proxy: Annotated[str | dict[str, Any], tyro.conf.Suppress] = ""  # reward that chooses pairs; unset: what labels
     overlap: float = 0.1  # share of the pairs that several people label
@@ -39,6 +52,8 @@ class Plan:
     split: str = "train"  # of a hub data set
     max_length: int = 1024  # tokens of prompt and response together
     max_completion_length: int = 256  # tokens of a response
+    stop_strings: tuple[str, ...] = ()  # texts that end a response too; it keeps them
+    token_budget: int | None = None  # tokens in memory at once while sampling; unset: all of a chunk's
     api_key_env: str = ""  # environment variable with the key of the served policies
     dtype: Precision = "float32"
     device: str = "auto"
@@ -122,6 +137,9 @@ def identity(plan: Plan, policies: Sequence[str], prompts: str) -> dict[str, Any
     plain = lambda reward: without(converter().unstructure(reward, unstructure_as=AnyReward), EXECUTION)
     parts = {name: getattr(plan, name) for name in ("num_generations", "temperature", "top_p", "select", "seed")}
     parts |= {name: getattr(plan, name) for name in ("chunk", "max_length", "max_completion_length", "dtype")}
+    parts |= {"stop_strings": list(plan.stop_strings)} if plan.stop_strings else {}
+    if plan.features != "words":
+        parts |= {"features": plan.features}
     if config is None:
         parts |= {"overlap": plan.overlap, "people": plan.people}
     return parts | {

@@ -101,3 +101,39 @@ create table if not exists annotators (
     since real
 ) without rowid;
 """
+
+# Counts that the label page shows with every pair, kept as rows change: reading 100,000 of them each time is too slow.
+# A store that has none yet is counted once.
+COUNTS = (
+    """create table asked (                      -- pairs that people are asked for so often and have labelled so often
+    wanted integer not null,
+    got integer not null,
+    n integer not null,
+    primary key (wanted, got)
+) without rowid""",
+    """create table said (
+    annotator text primary key,
+    done integer not null,
+    skipped integer not null
+) without rowid""",
+    "insert into asked select wanted, got, count(*) from pairs where wanted > 0 group by wanted, got",
+    """insert into said select annotator, sum(preferred != 'skip'), sum(preferred = 'skip') from labels
+    where kind = 'person' and undone is null group by annotator""",
+    """create trigger pair_is_asked after insert on pairs when new.wanted > 0 begin
+    insert into asked values (new.wanted, new.got, 1) on conflict (wanted, got) do update set n = n + 1;
+end""",
+    """create trigger pair_is_asked_otherwise after update of wanted, got on pairs begin
+    update asked set n = n - 1 where wanted = old.wanted and got = old.got;
+    insert into asked select new.wanted, new.got, 1 where new.wanted > 0
+        on conflict (wanted, got) do update set n = n + 1;
+end""",
+    """create trigger person_says after insert on labels when new.kind = 'person' and new.undone is null begin
+    insert into said values (new.annotator, new.preferred != 'skip', new.preferred = 'skip')
+        on conflict (annotator) do update set done = done + excluded.done, skipped = skipped + excluded.skipped;
+end""",
+    """create trigger person_takes_back after update of undone on labels
+    when new.kind = 'person' and old.undone is null and new.undone is not null begin
+    update said set done = done - (new.preferred != 'skip'), skipped = skipped - (new.preferred = 'skip')
+        where annotator = new.annotator;
+end""",
+)

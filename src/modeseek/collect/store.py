@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modeseek.collect.rows import Group, Preferred, add_group, restore, share
-from modeseek.collect.schema import TABLES, VERSION
+from modeseek.collect.schema import COUNTS, TABLES, VERSION
 from modeseek.data.records import Text
 
 Shown = Literal["ab", "ba"]
@@ -45,7 +45,7 @@ class Progress:
     got: int  # labels so far, skips not counted
     done: int
     skipped: int
-    by: Mapping[str, int] = field(default_factory=dict)  # labels of each person, skips not counted
+    by: Mapping[str, int] = field(default_factory=dict)  # labels of each of those persons, skips not counted
 
 
 class Store:
@@ -64,6 +64,9 @@ class Store:
             with self.writing() as db:
                 for statement in filter(str.strip, _statements(TABLES)):
                     db.execute(statement)
+                if not db.execute("select 1 from sqlite_master where name = 'asked'").fetchone():
+                    for statement in COUNTS:
+                        db.execute(statement)
                 db.execute("insert or ignore into facts values ('version', ?)", (str(VERSION),))
             (found,) = self._db.execute("select value from facts where name = 'version'").fetchone()
         except sqlite3.DatabaseError as error:
@@ -255,13 +258,18 @@ class Store:
 
     def progress(self, annotator: str | None = None) -> Progress:
         """How far people are, one of them or all."""
-        ((pairs, wanted, got),) = self.rows(
-            "select count(*), total(wanted), total(min(got, wanted)) from pairs where wanted > 0"
+        pairs = self.rows("select wanted, got, n from asked")
+        found = self.rows(
+            "select annotator, done, skipped from said where annotator = coalesce(?, annotator)", annotator
         )
-        by = dict(self.rows(f"{_BY} and preferred != 'skip' group by annotator order by annotator"))
-        skipped = dict(self.rows(f"{_BY} and preferred = 'skip' group by annotator"))
-        one = lambda counts: sum(counts.values()) if annotator is None else counts.get(annotator, 0)
-        return Progress(pairs=pairs, wanted=int(wanted), got=int(got), done=one(by), skipped=one(skipped), by=by)
+        return Progress(
+            pairs=sum(n for _, _, n in pairs),
+            wanted=sum(wanted * n for wanted, _, n in pairs),
+            got=sum(min(got, wanted) * n for wanted, got, n in pairs),
+            done=sum(done for _, done, _ in found),
+            skipped=sum(skipped for _, _, skipped in found),
+            by={name: done for name, done, _ in found if done},
+        )
 
     def digest(self) -> str:
         """A hash of everything but times and row numbers: two stores that hold the same say the same."""
@@ -284,7 +292,6 @@ def overlaps(pair: int, part: float) -> bool:
 
 _LIVE = "and undone is null"
 _LABEL = "pair, annotator, kind, preferred, shown, seconds, note, client, at"
-_BY = f"select annotator, count(*) from labels where kind = 'person' {_LIVE}"
 _WAITING = f"""
     select id, wanted, got from pairs where got < wanted and id >= ?
     and not exists (select 1 from labels where pair = pairs.id and annotator = ? {_LIVE}) order by id

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ class Advise:
     """Rank the methods for this model and these pairs; with --race, train and measure the most promising."""
 
     model: Annotated[str, tyro.conf.Positional]  # folder that save_pretrained wrote, a run's folder, or a hub name
-    data: Annotated[str, tyro.conf.Positional]  # preference file or hub name
+    data: Annotated[str, tyro.conf.Positional]  # preference file, folder with one in it, or hub name
     reward: str = ""  # what methods on own samples would train with, as in --reward length:prefer=shorter
     judge: str = ""  # what decides the race, likewise; unset: the reward
     budget: str = ""  # of the race, as in labels=200,hours=2; those two are the defaults
@@ -59,7 +59,9 @@ def main(words: list[str]) -> int:
     from modeseek.advise.prior import Prior
     from modeseek.advise.problem import meet
     from modeseek.build import device_of
+    from modeseek.commands.data_file import data_file
 
+    asked = replace(asked, data=data_file(asked.data))  # the recommended config names the file
     reward = config.parse_reward(asked.reward) if asked.reward else None
     judge = config.parse_reward(asked.judge, "judge") if asked.judge else reward
     model, console, prior = model_folder(asked.model), Console(stderr=True), Prior.load()
@@ -134,7 +136,7 @@ def _race(
     """Run it; what it found, as keys of the advice."""
     from modeseek.advise.candidates import Setup
     from modeseek.advise.methods import ARMS
-    from modeseek.advise.trial import held_out, run_race
+    from modeseek.advise.trial import held_out, run_race, winner
     from modeseek.build import raw_prompts
     from modeseek.rewards import build_reward
 
@@ -169,10 +171,14 @@ def _race(
     )
     told = lambda s: {**{k: v for k, v in vars(s).items() if k != "arm"}, "name": s.arm.name}
     last = rungs[-1]
-    best, first = last.standings[0].arm, last.standings[0]
+    first = winner(last.standings)
+    best = first.arm
     measured = (
         f"of {len(last.standings) - 1} candidates trained for {last.steps} steps, {best.name} gains {first.gain:.3g}"
         f" [{first.low:.3g}, {first.high:.3g}] by the judge and is the best with a chance of {first.best:.0%}"
+        if best.method is not None
+        else f"of {len(last.standings) - 1} candidates trained for {last.steps} steps none gains by the judge for sure:"
+        " no 80% interval is above zero; more labels, or longer rungs, would tell more"
     )
     return {
         "verdict": "do nothing" if best.method is None else "train",

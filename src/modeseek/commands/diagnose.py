@@ -23,7 +23,7 @@ class Diagnose:
     """Measure what preference data cover for a model, before training or on a checkpoint."""
 
     model: Annotated[str, tyro.conf.Positional]  # folder, run's folder or hub name: the model to be trained
-    data: Annotated[str, tyro.conf.Positional]  # preference file or hub name
+    data: Annotated[str, tyro.conf.Positional]  # preference file, folder with one in it, or hub name
     reference: str = ""  # what it is measured against: who wrote the data, or what a run began from (a run knows)
     reward: str = ""  # how responses are scored, as in --reward length:prefer=shorter
     beta: float = 0.1  # of the run that is planned: what a nat of log-ratio is worth
@@ -77,6 +77,7 @@ def _check(asked: Diagnose) -> None:
 def _look(asked: Diagnose, console: Console) -> tuple[Any, dict[str, Any]]:
     """One pass over model and data, and what the page says of both."""
     from modeseek.build import context_of, load_policy, raw_prompts
+    from modeseek.commands.data_file import data_file
     from modeseek.config import parse_reward
     from modeseek.data.files import load
     from modeseek.data.tokenise import Template
@@ -87,7 +88,7 @@ def _look(asked: Diagnose, console: Console) -> tuple[Any, dict[str, Any]]:
     template = Template.load(name)
     policy = load_policy(name, template, max_new=asked.max_completion_length)
     reference = _reference(asked, policy)
-    records = load(asked.data, split=asked.split)
+    records = load(data_file(asked.data), split=asked.split)
     limit = min(asked.max_length, context_of(policy) or asked.max_length)
     data, left = _groups(asked, records, template, limit)
     reward = build_reward(parse_reward(asked.reward), template, raw_prompts(data)) if asked.reward else None

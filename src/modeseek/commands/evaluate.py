@@ -17,9 +17,9 @@ class Evaluate:
     """Compare policies with references on the same prompts: win rate, reward, KL, length, with intervals."""
 
     policies: Annotated[tuple[str, ...], tyro.conf.Positional]  # folders of save_pretrained or of runs, or hub names
-    against: tuple[str, ...]  # the reference, likewise; several: a set of baselines. The KL is to the first
+    against: tuple[str, ...] = ()  # the reference, likewise; several: a set of baselines. The KL is to the first
     prompts: str  # preference or prompt file, or hub name; only its prompts are read
-    reward: str  # how to score, as in --reward length:prefer=shorter; a judge compares both orders
+    reward: str = ""  # how to score, as in --reward length:prefer=shorter; a judge compares both orders
     together: Literal["seeds", "checkpoints"] = "seeds"  # what several policies are: runs of one method, or a way
     gold: str = ""  # a reward that is believed more: where does the first stop meaning it?
     samples: int = 1  # responses to each prompt
@@ -29,11 +29,16 @@ class Evaluate:
     temperature: float = 1.0  # the KL is measured at 1 only
     max_length: int = 1024  # tokens of prompt and response together
     max_completion_length: int = 256  # tokens of a response
+    stop_strings: tuple[str, ...] = ()  # texts that end a response too; it keeps them
+    token_budget: int | None = None  # tokens in memory at once; unset: all of a batch's
     batch_size: int = 32  # prompts at once
     seed: int = 0
     harness: tuple[str, ...] = ()  # lm-evaluation-harness tasks to run on the first policy and the first reference
     harness_limit: int = 0  # documents of each task; 0: all
     harness_include: str = ""  # folder with task definitions of your own
+    # alpaca_eval or mt_bench, and a FILE: write the policy's answers to that benchmark's questions (--prompts) in the
+    # form that its own tools read, and compare nothing
+    outputs: tuple[str, str] | None = None
     page: str = ""  # write an HTML page there: everything below, with samples side by side
     output: str = ""  # write the numbers there as JSON; a run's folder keeps them for its report
     json: bool = False  # print JSON
@@ -44,6 +49,9 @@ def main(words: list[str]) -> int:
     asked = tyro.cli(Evaluate, args=words, prog="modeseek evaluate")
     from modeseek import record
 
+    if asked.outputs is not None:
+        print(_outputs(asked, *asked.outputs))
+        return 0
     _refuse(asked)
     trial = _trial(asked)
     found = trial.run()
@@ -74,7 +82,7 @@ def main(words: list[str]) -> int:
 
 
 def _refuse(asked: Evaluate) -> None:
-    if not asked.policies or not asked.against:
+    if not asked.policies or not asked.against or not asked.reward:
         raise ValueError("which policy, against which? modeseek evaluate POLICY --against REF --prompts P --reward R")
     for key, names in (("policies", asked.policies), ("against", asked.against)):
         if len(set(names)) < len(names):
@@ -87,13 +95,14 @@ def _refuse(asked: Evaluate) -> None:
 
 def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
     from modeseek.build import context_of, load_policy, raw_prompts
-    from modeseek.config import parse_reward
+    from modeseek.config import Run, parse_reward
     from modeseek.data.files import load
     from modeseek.data.tokenise import Groups, Template
     from modeseek.evaluate.trial import Trial
 
     template = Template.load(model_folder(asked.against[0]))
-    opened = lambda name: load_policy(model_folder(name), template, max_new=asked.max_completion_length)
+    run = Run(stop_strings=asked.stop_strings, token_budget=asked.token_budget)
+    opened = lambda name: load_policy(model_folder(name), template, max_new=asked.max_completion_length, run=run)
     reward, gold = parse_reward(asked.reward), parse_reward(asked.gold, "gold") if asked.gold else None
     reference = opened(asked.against[0])
     records = load(asked.prompts, split=asked.split)
@@ -120,6 +129,34 @@ def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
         seed=asked.seed,
         temperature=asked.temperature,
     )
+
+
+def _outputs(asked: Evaluate, form: str, file: str) -> Path:
+    """Answers for a benchmark's own judge."""
+    if form not in ("alpaca_eval", "mt_bench"):
+        raise ValueError(f"outputs: {form!r}, expected alpaca_eval or mt_bench, and a file")
+    if len(asked.policies) != 1 or asked.against or asked.reward:
+        raise ValueError(
+            "outputs: the answers of one policy are written and nothing is compared: no against, no reward"
+        )
+    from modeseek.build import load_policy
+    from modeseek.config import Run
+    from modeseek.data.tokenise import Template
+    from modeseek.evaluate import outputs
+
+    (name,) = asked.policies
+    questions = outputs.questions(asked.prompts, form)
+    template = Template.load(model_folder(name))
+    run = Run(stop_strings=asked.stop_strings, token_budget=asked.token_budget)
+    ask = outputs.Answerer(
+        load_policy(model_folder(name), template, max_new=asked.max_completion_length, run=run),
+        template,
+        max_length=asked.max_length,
+        max_completion_length=asked.max_completion_length,
+        batch_size=asked.batch_size,
+        seed=asked.seed,
+    )
+    return outputs.write(outputs.answers(questions, form, ask, name, asked.temperature), form, file)
 
 
 def _tasks(asked: Evaluate) -> list[Any]:

@@ -6,10 +6,13 @@ construction, and it ends in exactly one end token. Masks come from lengths: the
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
@@ -20,6 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeseek.batch import Batch
+from modeseek.data.control import put_before
 from modeseek.data.records import DataError, Message, Record, Text, text
 
 Ids = list[int]
@@ -28,6 +32,7 @@ Responses = Literal["keep", "best", "best_worst", "none"]
 _SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System", "tool": "Tool"}
 _ANCHORS = ("\n", "|", ".", "a")
 _DEFAULT_LENGTH = 1024
+_PREFIX = "prompt_prefix"  # the key of tokenizer_config.json
 _LEAST_PROMPT = 32
 _EMPTY = np.zeros(0, np.int32)
 
@@ -37,6 +42,7 @@ class Template:
 
     With a chat template a string prompt is the user's message. Without one (or with `plain`) a string stands as it
     is, and messages become a transcript as in HH: "\\n\\nHuman: ...\\n\\nAssistant:", the response after a space.
+    `prefix` are words before every prompt, which a model trained with control words is saved with.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, plain: bool = False):
@@ -44,6 +50,7 @@ class Template:
             raise ValueError("tokenizer: found no end token, expected one: responses must end; set its eos_token")
         self.tokenizer = tokenizer
         self.chat = tokenizer.chat_template is not None and not plain
+        self.prefix = str(tokenizer.init_kwargs.get(_PREFIX, ""))
         self.eos_id, self.eos = _one_token(tokenizer.eos_token_id), str(tokenizer.eos_token)
         self.bos_id = None if tokenizer.bos_token_id is None else _one_token(tokenizer.bos_token_id)
         self.bos = None if self.bos_id is None else str(tokenizer.bos_token)
@@ -60,6 +67,13 @@ class Template:
     def load(name: str, *, plain: bool = False, trust_remote_code: bool = False) -> Template:
         """The template of a model directory or hub name."""
         return Template(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), plain=plain)
+
+    def steered(self, prefix: str) -> Template:
+        """The same with these words before every prompt; its tokenizer is saved with them."""
+        made = copy.copy(self)
+        made.prefix, made.tokenizer = prefix, copy.deepcopy(self.tokenizer)
+        made.tokenizer.init_kwargs[_PREFIX] = prefix
+        return made
 
     @property
     def context(self) -> int | None:
@@ -112,6 +126,7 @@ class Template:
 
     def prompt_text(self, prompt: Text) -> str:
         """The prompt as text, the beginning of the assistant's turn included."""
+        prompt = put_before(self.prefix, prompt)
         if self.chat:
             return self._render(_messages(prompt), True)
         if isinstance(prompt, str):
@@ -130,7 +145,7 @@ class Template:
         rewritten = False
         if self.chat:
             replies = (Message("assistant", response),) if isinstance(response, str) else response
-            suffix = self._suffix(rendered, (*_messages(prompt), *replies))
+            suffix = self._suffix(rendered, (*_messages(put_before(self.prefix, prompt)), *replies))
             rewritten = suffix is None
             content = text(response) if suffix is None else suffix
         else:
@@ -241,6 +256,12 @@ class Template:
         )
         assert isinstance(decoded, str)
         return decoded
+
+
+def prefix_of(folder: str) -> str:
+    """The words before every prompt that a model's folder was saved with; none for a hub name."""
+    told = Path(folder) / "tokenizer_config.json"
+    return str(json.loads(told.read_text(encoding="utf-8")).get(_PREFIX, "")) if told.is_file() else ""
 
 
 @dataclass(frozen=True)

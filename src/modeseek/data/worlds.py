@@ -64,15 +64,19 @@ class World:
         below = self.reference[order].cumsum(-1).clamp(max=1.0).pow(n)
         return float(reward @ below.diff(prepend=below.new_zeros(1)))
 
-    def nash(self, wins: Float[Tensor, "A A"], beta: float, steps: int = 20_000) -> Float[Tensor, " A"]:
+    def nash(
+        self, wins: Float[Tensor, "A A"], beta: float, steps: int = 20_000, share: float = 0.0
+    ) -> Float[Tensor, " A"]:
         """The policy that is the best answer to itself: reference x exp(wins @ p / beta), normalised.
 
         `wins[i, j]` is the chance that arm i is preferred to arm j. Found by damped iteration, which contracts because
-        the game is symmetric and the damping less than beta; https://arxiv.org/abs/2312.00886.
+        the game is symmetric and the damping less than beta; https://arxiv.org/abs/2312.00886. With a `share` the rival
+        is the geometric mixture p^(1 - share) reference^share, normalised: where Nash-MD stands still.
         """
         logp, damping = self.reference.log(), min(0.5, beta / 2)
         for _ in range(steps):
-            answer = (self.reference.log() + wins @ logp.exp() / beta).log_softmax(-1)
+            rival = torch.lerp(logp, self.reference.log(), share).softmax(-1)
+            answer = (self.reference.log() + wins @ rival / beta).log_softmax(-1)
             move = answer - logp
             logp = (logp + damping * move).log_softmax(-1)
             if move.abs().max() < 1e-10:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modeseek.diagnostics.coverage import coverage
-from modeseek.diagnostics.displacement import Verdict
+from modeseek.diagnostics.displacement import Verdict, told
 from modeseek.diagnostics.geometry import geometry
 from modeseek.diagnostics.look import Look
 from modeseek.diagnostics.on_policyness import on_policyness, p_value
@@ -63,18 +63,6 @@ def row(section: str, found: Found) -> dict[str, Any]:
         "sentence": shown.sentence,
         "share": shown.share,
         "interval": found.interval,
-    }
-
-
-def told(verdict: Verdict) -> dict[str, Any]:
-    """A run's state as diagnosis.json keeps it."""
-    return {
-        "state": verdict.state,
-        "title": verdict.title,
-        "step": verdict.step,
-        "evidence": list(verdict.evidence),
-        "blind": list(verdict.blind),
-        "remedy": verdict.remedy,
     }
 
 

@@ -35,6 +35,7 @@ SICK = ("displacement", "drift", "collapse", "over-optimisation")
 # Tuned on the worlds of `tuned_on` in `tests/diagnostics/run_worlds.py`, judged on those of `judged_on`.
 FALL = 0.15  # nats (and this share of the margin's growth in nats) that chosen responses may lose in health
 FALL_SHARE = 0.01  # of the chosen's own log-probability: whole texts have hundreds of nats
+NOISY = 3.0  # standard errors of the fall
 SURPRISE = 0.2  # of the start's surprise, and half a nat: more, and fresh samples are what the reference hardly writes
 ENTROPY = 0.3  # of the start's entropy, or of the start's length: less, and the policy has collapsed
 LOSS_OF_SCORE = 0.15  # of its range, and three standard errors: the held-out score has turned
@@ -84,8 +85,7 @@ class Watch:
     _judged: int = 0  # rows at the last verdict
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.stop_on) - set(SICK)):
-            raise ValueError(f"stop_on: {unknown[0]!r}, expected some of {', '.join(SICK)}")
+        refuse_unknown(self.stop_on)
 
     def __call__(self, loop: object, row: Mapping[str, Any]) -> bool:
         self.rows.append(dict(row))
@@ -97,6 +97,39 @@ class Watch:
         self._named = self._named + 1 if same else 1
         self.verdict = found
         return found.state in self.stop_on and self._named >= self.patience
+
+
+def told(verdict: Verdict) -> dict[str, Any]:
+    """A state as a run's card and diagnosis.json keep it."""
+    return {
+        "state": verdict.state,
+        "title": verdict.title,
+        "step": verdict.step,
+        "evidence": list(verdict.evidence),
+        "blind": list(verdict.blind),
+        "remedy": verdict.remedy,
+    }
+
+
+def refuse_unknown(stop_on: Sequence[str]) -> None:
+    """Refuse what is no sick state."""
+    if unknown := sorted(set(stop_on) - set(SICK)):
+        raise ValueError(f"stop_on: {unknown[0]!r}, expected some of {', '.join(SICK)}")
+
+
+def refuse_blind(stop_on: Sequence[str], *, pairs: bool, samples: bool, score: bool) -> None:
+    """Refuse to end a run on a state that it will not show. `pairs`: held-out pairs or trained ones are measured;
+    `samples`: held-out prompts are answered, against a reference; `score`: by what is not trained on."""
+    needs = {
+        "displacement": (pairs, "pairs to measure; the data have one response to a prompt"),
+        "drift": (pairs and samples, "pairs, eval_steps, eval_prompts and measure_kl"),
+        "collapse": (samples, "held-out samples; write eval_steps and eval_prompts above 0, and measure_kl: true"),
+        "over-optimisation": (score and samples, "a held-out score that is not trained on; write --gold-reward SPEC"),
+    }
+    for state in stop_on:
+        seen, missing = needs[state]
+        if not seen:
+            raise ValueError(f"stop_on: {state} cannot be seen in this run, which lacks {missing}")
 
 
 def name_state(rows: Rows) -> Verdict:
@@ -183,12 +216,15 @@ def _healthy(rows: Rows) -> tuple[State, tuple[str, ...]] | None:
 
 
 def _falls(rows: Rows, chosen: Sequence[float]) -> bool:
-    """Whether the chosen fell by more than a little: in nats, of their size, and of their distance to the rejected."""
-    if len(chosen) < 3:
+    """Whether the chosen fell by more than a little: in nats, of their size, of their distance to the rejected, and of
+    what rows differ by, for each training row has other pairs."""
+    if len(chosen) < 4:
         return False
     rejected = _series(rows, "logps/rejected")
     apart = abs(_change(chosen) - _change(rejected)) if len(rejected) >= 3 else 0.0
-    return -_change(chosen) > max(FALL, FALL * apart, FALL_SHARE * abs(chosen[0]))
+    late, early = max(1, len(chosen) // 4), max(1, len(chosen) // 10)
+    chance = NOISY * _noise(chosen) * math.sqrt(1 / late + 1 / early)
+    return -_change(chosen) > max(FALL, FALL * apart, FALL_SHARE * abs(chosen[0]), chance)
 
 
 def _score_name(rows: Rows) -> str | None:
@@ -201,7 +237,7 @@ def _score_name(rows: Rows) -> str | None:
 
 
 def _no_score(rows: Rows) -> str:
-    missing = "over-optimisation: no held-out score that is not trained on (eval/win_rate or eval/gold_reward)"
+    missing = "over-optimisation: no held-out score that is not trained on (gold_reward, or eval/win_rate)"
     return "" if _score_name(rows) else missing
 
 

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from modeseek.batch import Batch
 from modeseek.distributed.shard import gathered
 from modeseek.distributed.team import Team
+from modeseek.policies.base import Sampling
 
 ASKED = ("collision", "entropy", "features", "kl", "score", "value")
 
@@ -52,12 +53,9 @@ class Shared:
         prompt_mask: Bool[Tensor, "P S"],
         k: int,
         rng: Generator,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        **how: Unpack[Sampling],
     ) -> Batch:
-        team, how = self._team, {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+        team = self._team
         if not len(prompt):
             return self._asked.sample(prompt, prompt_mask, k, rng, **how)
         team.at("sample")

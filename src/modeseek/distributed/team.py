@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from modeseek.batch import Batch
 from modeseek.distributed.pulse import Pulse
+from modeseek.policies.pack import split
 
 X = TypeVar("X")
 Parallel = Literal["auto", "ddp", "fsdp"]
@@ -82,13 +83,14 @@ class Team:
         """This rank's portion of so many prompts; sizes differ by at most one."""
         return slice(prompts * self.rank // self.size, prompts * (self.rank + 1) // self.size)
 
-    def portions(self, batch: Batch, size: int | None) -> tuple[list[Batch], int]:
-        """This rank's prompts in parts of at most `size`, and how many parts more another rank may have: where
-        weights are sharded, so many passes must be made for the others' sake."""
-        own, most = batch.prompts(self.own(len(batch))), -(-len(batch) // self.size)
-        parts = own.split(size or max(most, 1))
-        passes = -(-most // (size or max(most, 1)))
-        return parts, passes - len(parts) if self.sharded else 0
+    def portions(self, batch: Batch, size: int | None, tokens: int | None = None) -> tuple[list[Batch], int]:
+        """This rank's prompts in parts of at most `size`, or of at most `tokens` tokens, and how many parts more
+        another rank may have: where weights are sharded, so many passes must be made for the others' sake."""
+        parts = cuts(batch.prompts(self.own(len(batch))), size, tokens)
+        if not self.sharded:
+            return parts, 0
+        every = (replace(self, rank=rank).own(len(batch)) for rank in range(self.size))
+        return parts, max(len(cuts(batch.prompts(own), size, tokens)) for own in every) - len(parts)
 
     def hear(self, said: X, what: str = "each other") -> list[X]:
         """What every rank says, by rank. Whoever waits here is one point further than whom it waits for."""
@@ -156,6 +158,13 @@ class Team:
 
 
 ALONE = Team()
+
+
+def cuts(batch: Batch, size: int | None, tokens: int | None = None) -> list[Batch]:
+    """Consecutive parts of whole prompts, as many as are computed at once: none of an empty batch."""
+    if not len(batch):
+        return []
+    return batch.split(size) if tokens is None else split(batch, tokens)
 
 
 def whole(x: Tensor) -> Tensor:

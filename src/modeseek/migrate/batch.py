@@ -26,19 +26,14 @@ def epochs_or_steps(out: Translation, given: Given, epochs: str, steps: str = "m
 
 
 def warmup(out: Translation, given: Given, ratio: str, steps: str) -> None:
-    """Warm-up in steps; a share of the run needs its length."""
+    """Warm-up in steps, or as a share of the run."""
     share, count = given.take(ratio), given.take(steps)
     if count is not None and float(count.value) >= 1:
         out.set("warmup_steps", count, int)
         return
     share = count if count is not None and float(count.value) > 0 else share  # a fraction of steps is a share
-    if share is None or not float(share.value):
-        return
-    if "max_steps" in out.entries:
-        length = out.entries["max_steps"].value
-        out.set("warmup_steps", Said(max(1, round(float(share.value) * length)), f"{share.origin} of max_steps"))
-    else:
-        out.lose(share.origin, "warm-up is in optimiser steps here, and how many there are depends on the data")
+    if share is not None and float(share.value):
+        out.set("warmup_ratio", share, float)
 
 
 def schedule(out: Translation, said: Said | None) -> None:

@@ -1,8 +1,10 @@
 """BCO: a classifier of good and bad responses whose logit is the implied reward, less a moving midpoint.
 
 Jung et al. 2024, https://arxiv.org/abs/2404.04656, eq. 11. The midpoint of the mean rewards of the good and of the bad
-is a running mean over minibatches (`running_midpoint`). The paper's importance weights for prompts that differ
-between good and bad (UDM) need a classifier of prompts and are left out; `weight` can carry them.
+is a running mean over minibatches (`running_midpoint`). The paper's underlying distribution matching (UDM)
+weighs the bad responses by how much likelier their prompt is among the good ones. That ratio is a classifier's, fitted
+to embeddings of all prompts before training: it is of no stage, which sees a batch, and so is left out. It is 1 where
+every prompt has a good and a bad response, as in pairs; for unpaired rows the column `weight` of the data carries it.
 """
 
 from dataclasses import dataclass

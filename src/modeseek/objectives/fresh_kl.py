@@ -12,24 +12,65 @@ E sum_t (grad kl_t + grad log pi(y_t) sum_{s > t} kl_s): a token's own kl needs 
 can spread more than a sampled log-ratio with one, so leave-one-out is taken at each place in the response.
 """
 
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from modeseek.batch import P_, PKT, MaskPK, MaskPKT
+from modeseek.objectives.base import Axes, Loss, apply
 from modeseek.ops import clean, present_mean, seq
 
 KLBaseline = Literal["none", "leave_one_out", "running_mean"]
 KLEstimator = Literal["sample", "rao_blackwell"]
 
 
-def check(kl_baseline: KLBaseline, kl_estimator: KLEstimator) -> None:
-    """Refuse a baseline that nothing would subtract."""
-    if kl_estimator == "rao_blackwell" and kl_baseline == "running_mean":
-        raise ValueError(
-            "kl_baseline: running_mean is of whole responses, for kl_estimator sample; "
-            "with rao_blackwell write none or leave_one_out"
-        )
+@dataclass(frozen=True)
+class FreshKL:
+    """What HyPO and WithKL are beside their `inner` objective on pairs."""
+
+    kl: float = field(default=0.01, kw_only=True)  # weight of KL(pi || pi_ref); search it on a log scale
+    kl_baseline: KLBaseline = field(default="none", kw_only=True)  # subtracted from a sample's log-ratio
+    # from sampled tokens, or summed over the vocabulary at each of them
+    kl_estimator: KLEstimator = field(default="sample", kw_only=True)
+
+    axes: ClassVar[Axes] = Axes(on_policy=True, negative_gradient="always", claimed_kl="mode-seeking")
+    source: ClassVar[str] = "https://arxiv.org/abs/2406.01462"
+    max_age: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if self.kl_estimator == "rao_blackwell" and self.kl_baseline == "running_mean":
+            raise ValueError(
+                "kl_baseline: running_mean is of whole responses, for kl_estimator sample; "
+                "with rao_blackwell write none or leave_one_out"
+            )
+
+    @property
+    def unread(self) -> frozenset[str]:
+        return frozenset() if self.kl_estimator == "rao_blackwell" else frozenset({"kl"})
+
+    def __call__(
+        self,
+        logp: PKT,
+        ref_logp: PKT,
+        mask: MaskPKT,
+        fresh: MaskPK,
+        present: MaskPK,
+        baseline: P_ | None = None,
+        kl: PKT | None = None,
+        **rest: Tensor,
+    ) -> Loss:
+        inner: Any = self.inner  # type: ignore[attr-defined]
+        pairs = apply(inner, {"logp": logp, "ref_logp": ref_logp, "mask": mask, **rest})
+        own = fresh & present
+        if not own.any(-1).all():
+            raise ValueError(f"{type(self).__name__} reads fresh samples of every prompt: use the hybrid source")
+        if self.kl_estimator == "rao_blackwell":
+            pull, estimate = rao_blackwell(logp, kl, mask, own, self.kl_baseline)
+        else:
+            pull, estimate = fresh_kl(logp, ref_logp, mask, own, self.kl_baseline, baseline)
+        return Loss(pairs.per_prompt + self.kl * pull, pairs.metrics | {"kl": estimate})
 
 
 def fresh_kl(

@@ -7,51 +7,13 @@ group is [chosen, rejected, fresh ...]; around DPO it is HyPO.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from modeseek.batch import P_, PKT, MaskPK, MaskPKT
-from modeseek.objectives.base import Axes, Loss, apply
 from modeseek.objectives.contrastive import Contrastive
-from modeseek.objectives.fresh_kl import KLBaseline, KLEstimator, check, fresh_kl, rao_blackwell
+from modeseek.objectives.fresh_kl import FreshKL
 from modeseek.objectives.ipo import IPO
 
 
 @dataclass(frozen=True)
-class WithKL:
+class WithKL(FreshKL):
     inner: Contrastive = IPO()
-    kl: float = 0.01  # weight of KL(pi || pi_ref); search it on a log scale
-    kl_baseline: KLBaseline = "none"  # subtracted from a sample's log-ratio
-    kl_estimator: KLEstimator = "sample"  # from sampled tokens, or summed over the vocabulary at each of them
 
-    axes: ClassVar[Axes] = Axes(on_policy=True, negative_gradient="always", claimed_kl="mode-seeking")
     equation: ClassVar[str] = "inner(y_w, y_l) + kl E_{y ~ pi}[(h(y) - b) log pi(y)], h held constant"
-    source: ClassVar[str] = "https://arxiv.org/abs/2406.01462"
-    max_age: ClassVar[int] = 0
-
-    def __post_init__(self) -> None:
-        check(self.kl_baseline, self.kl_estimator)
-
-    @property
-    def unread(self) -> frozenset[str]:
-        return frozenset() if self.kl_estimator == "rao_blackwell" else frozenset({"kl"})
-
-    def __call__(
-        self,
-        logp: PKT,
-        ref_logp: PKT,
-        mask: MaskPKT,
-        fresh: MaskPK,
-        present: MaskPK,
-        baseline: P_ | None = None,
-        kl: PKT | None = None,
-        **rest: Tensor,
-    ) -> Loss:
-        pairs = apply(self.inner, {"logp": logp, "ref_logp": ref_logp, "mask": mask, **rest})
-        own = fresh & present
-        if not own.any(-1).all():
-            raise ValueError("WithKL reads fresh samples of every prompt: use the hybrid source")
-        if self.kl_estimator == "rao_blackwell":
-            pull, estimate = rao_blackwell(logp, kl, mask, own, self.kl_baseline)
-        else:
-            pull, estimate = fresh_kl(logp, ref_logp, mask, own, self.kl_baseline, baseline)
-        return Loss(pairs.per_prompt + self.kl * pull, pairs.metrics | {"kl": estimate})

@@ -1,12 +1,14 @@
 """A table of logits, one row per context. Small enough that every expectation is exact."""
 
+from typing import Unpack
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from modeseek.batch import Batch
 from modeseek.ops import token_logp
-from modeseek.policies.base import choose
+from modeseek.policies.base import Sampling, choose
 
 
 class Bandit(nn.Module):
@@ -24,6 +26,17 @@ class Bandit(nn.Module):
         logits = self.logits[batch.prompt[:, 0]]  # [P, A]
         return token_logp(logits[:, None, None].expand(*batch.response.shape, -1), batch.response)
 
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """Every action ends the response."""
+        return tuple(range(self.logits.shape[1]))
+
+    max_new = 1
+
+    def predict(self, tokens: Tensor, mask: Tensor, start: int) -> Tensor:
+        """Logits `[B, L - start, A]` of the positions from `start` on: the context's, whatever was said."""
+        return self.logits[tokens[:, 0]][:, None].expand(-1, tokens.shape[1] - start, -1)
+
     @torch.no_grad()
     def sample(
         self,
@@ -31,13 +44,10 @@ class Bandit(nn.Module):
         prompt_mask: Bool[Tensor, "P S"],
         k: int,
         rng: Generator,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        **how: Unpack[Sampling],
     ) -> Batch:
         logits = self.logits[prompt[:, 0]].repeat_interleave(k, 0)
-        action, logp = choose(logits, rng, temperature, top_p, top_k)
+        action, logp = choose(logits, rng, **how)
         response = action.view(-1, k, 1)
         everywhere = torch.ones_like(response, dtype=torch.bool)
         return Batch.own(

@@ -1,7 +1,7 @@
 """What a policy is: it can say how likely a response is, and it can write one."""
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,14 @@ from torch import Generator, Tensor, nn
 from modeseek.batch import Batch
 
 BLOCK = 256  # tokens of a large vocabulary that are looked through at a time
+
+
+class Sampling(TypedDict, total=False):
+    """What is drawn from; without a word the whole distribution that `logp` speaks of. `pick` has the defaults."""
+
+    temperature: float  # 1 is the policy's own; 0 is greedy
+    top_p: float  # 1 keeps the whole vocabulary
+    top_k: int  # 0 keeps the whole vocabulary
 
 
 @runtime_checkable
@@ -29,21 +37,15 @@ class Policy(Protocol):
         prompt_mask: Bool[Tensor, "P S"],
         k: int,
         rng: Generator,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        **how: Unpack[Sampling],
     ) -> Batch: ...
 
 
 def choose(
-    logits: Float[Tensor, "B V"], rng: Generator, temperature: float, top_p: float, top_k: int
+    logits: Float[Tensor, "B V"], rng: Generator, **how: Unpack[Sampling]
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-    """One token a row and its log-probability under the distribution it was drawn from; temperature 0 is greedy.
-
-    `top_k` 0 and `top_p` 1 keep the whole vocabulary.
-    """
-    return pick(logits, uniform((len(logits),), rng, logits.device), temperature, top_p, top_k)
+    """One token a row and its log-probability under the distribution it was drawn from."""
+    return pick(logits, uniform((len(logits),), rng, logits.device), **how)
 
 
 def uniform(shape: tuple[int, ...], rng: Generator, device: torch.device) -> Float[Tensor, "..."]:
@@ -54,7 +56,11 @@ def uniform(shape: tuple[int, ...], rng: Generator, device: torch.device) -> Flo
 
 
 def pick(
-    logits: Float[Tensor, "B V"], u: Float[Tensor, " B"], temperature: float, top_p: float, top_k: int
+    logits: Float[Tensor, "B V"],
+    u: Float[Tensor, " B"],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     """`choose` with its randomness given: the token at u on the line where each has its probability as length."""
     wide = logits if logits.dtype == torch.float64 else logits.float()

@@ -1,6 +1,7 @@
 """Any causal token model as a policy: it only has to map tokens and their mask to logits."""
 
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,7 +9,8 @@ from torch import Generator, Tensor, nn
 
 from modeseek.batch import Batch
 from modeseek.ops import token_logp
-from modeseek.policies.base import choose
+from modeseek.policies.base import Sampling, choose
+from modeseek.policies.stop import Stop
 
 # (tokens [B, L], mask [B, L], start) -> logits [B, L - start, V] of the positions from `start` on
 Forward = Callable[[Tensor, Tensor, int], Tensor]
@@ -39,22 +41,29 @@ def plain_sample(
     *,
     eos: Sequence[int],
     max_new: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
+    limits: Sequence[int] | None = None,
+    stop: Stop | None = None,
+    **how: Unpack[Sampling],
 ) -> Batch:
-    """k responses to each prompt, the whole row recomputed for each token: slow, and right for any model."""
+    """k responses to each prompt, the whole row recomputed for each token: slow, and right for any model.
+
+    `limits` are tokens that the responses to each prompt may have, where that is fewer than `max_new`.
+    """
     P, S = prompt.shape
     tokens, mask = prompt.repeat_interleave(k, 0), prompt_mask.repeat_interleave(k, 0)
     ends = torch.tensor(tuple(eos), device=prompt.device)
     alive = torch.ones(P * k, dtype=torch.bool, device=prompt.device)
-    said: list[Tensor] = []
-    for _ in range(max_new):
+    finished, said = torch.zeros_like(alive), list[Tensor]()
+    most = torch.tensor([max_new] * P if limits is None else limits, device=prompt.device).repeat_interleave(k)
+    for t in range(max_new):
         logits = forward(tokens, mask, tokens.shape[1] - 1)[:, -1]
-        token, logp = choose(logits, rng, temperature, top_p, top_k)
+        token, logp = choose(logits, rng, **how)
         tokens, mask = torch.cat([tokens, token[:, None]], 1), torch.cat([mask, alive[:, None]], 1)
         said.append(logp.masked_fill(~alive, 0.0))
-        alive = alive & ~torch.isin(token, ends)
+        over = alive & torch.isin(token, ends)
+        if stop is not None:
+            over = over | stop.ended(token, alive & ~over, lambda row, tokens=tokens: tokens[row, S:].tolist())
+        finished, alive = finished | over, alive & ~over & (most > t + 1)
         if not alive.any():
             break
     return Batch.own(
@@ -63,7 +72,7 @@ def plain_sample(
         tokens[:, S:].reshape(P, k, -1),
         mask[:, S:].reshape(P, k, -1),
         old_logp=torch.stack(said, -1).view(P, k, -1),
-        finished=~alive.view(P, k),
+        finished=finished.view(P, k),
     )
 
 
@@ -73,10 +82,10 @@ class CausalPolicy(nn.Module):
     def __init__(self, model: nn.Module, forward: Forward, *, eos: Sequence[int], max_new: int):
         super().__init__()
         self.model, self.eos, self.max_new = model, tuple(eos), max_new
-        self._logits = forward
+        self.predict = forward
 
     def logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
-        return plain_logp(self._logits, batch)
+        return plain_logp(self.predict, batch)
 
     def sample(
         self,
@@ -84,20 +93,6 @@ class CausalPolicy(nn.Module):
         prompt_mask: Bool[Tensor, "P S"],
         k: int,
         rng: Generator,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        **how: Unpack[Sampling],
     ) -> Batch:
-        return plain_sample(
-            self._logits,
-            prompt,
-            prompt_mask,
-            k,
-            rng,
-            eos=self.eos,
-            max_new=self.max_new,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-        )
+        return plain_sample(self.predict, prompt, prompt_mask, k, rng, eos=self.eos, max_new=self.max_new, **how)

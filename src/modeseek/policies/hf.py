@@ -5,7 +5,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +16,10 @@ from transformers.utils import logging as transformers_logging
 from modeseek.batch import Batch
 from modeseek.policies import decode, packed
 from modeseek.policies.adapter import Lora
+from modeseek.policies.base import Sampling
 from modeseek.policies.causal import plain_logp, plain_sample
+from modeseek.policies.mixture import mixed
+from modeseek.policies.stop import Stop
 
 transformers_logging.disable_progress_bar()  # a run has one bar, ours
 
@@ -38,11 +41,12 @@ class HFPolicy(nn.Module):
         fast: bool = True,
         token_budget: int | None = None,
         critic: nn.Module | None = None,
+        stop: Stop | None = None,
     ):
         super().__init__()
         self.critic = None if critic is None else without_dropout(critic)
         self.model, self.eos, self.max_new = without_dropout(model), tuple(eos), max_new
-        self.fast, self.token_budget = fast, token_budget
+        self.fast, self.token_budget, self.stop = fast, token_budget, stop
         unasked = "not asked for (fast: false)"
         self._why_plain = packed.why_not(model) if fast else unasked
         self._why_uncached = decode.why_not(model) if fast else unasked
@@ -52,7 +56,7 @@ class HFPolicy(nn.Module):
         if not len(batch):  # every prompt tied, say
             return batch.response.new_zeros(batch.response.shape, dtype=torch.float32)
         with self._checkpointing():
-            return plain_logp(self._logits, batch) if self._packed is None else self._packed.logp(batch)
+            return self._plain_logp(batch) if self._packed is None else self._packed.logp(batch)
 
     def kl(self, batch: Batch) -> Float[Tensor, "P K T"]:
         """Exact KL per token, in nats, to the base of an adapter or to what `measure_against` was given."""
@@ -101,16 +105,47 @@ class HFPolicy(nn.Module):
         prompt_mask: Bool[Tensor, "P S"],
         k: int,
         rng: Generator,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        **how: Unpack[Sampling],
     ) -> Batch:
-        how: dict[str, Any] = {"eos": self.eos, "max_new": self.max_new, "temperature": temperature}
-        how |= {"top_p": top_p, "top_k": top_k}
+        ends = self._ends(prompt_mask)
         if self._why_uncached:
-            return plain_sample(self._logits, prompt, prompt_mask, k, rng, **how)
-        return decode.sample(self.model, prompt, prompt_mask, k, rng, **how, token_budget=self.token_budget)
+            self._fits(len(prompt), k, prompt.shape[1])
+            return plain_sample(self.predict, prompt, prompt_mask, k, rng, **ends, **how)
+        ends["token_budget"] = self.token_budget
+        return decode.sample(self.model, prompt, prompt_mask, k, rng, **ends, **how)
+
+    def sample_mixed(
+        self,
+        reference: Any,
+        share: float,
+        prompt: Int[Tensor, "P S"],
+        prompt_mask: Bool[Tensor, "P S"],
+        k: int,
+        rng: Generator,
+        **how: Unpack[Sampling],
+    ) -> Batch:
+        """From pi^(1 - share) ref^share, normalised at each token; see `policies.mixture`."""
+        ends = self._ends(prompt_mask)
+        theirs: HFPolicy = reference.module
+        if self._why_uncached or theirs._why_uncached:
+            self._fits(len(prompt), k, prompt.shape[1])
+            forward = mixed(self.predict, reference.predict, share)
+            return plain_sample(forward, prompt, prompt_mask, k, rng, **ends, **how)
+        ends |= {
+            "token_budget": self.token_budget,
+            "beside": decode.Beside(theirs.model, share, theirs.without_adapter),
+        }
+        return decode.sample(self.model, prompt, prompt_mask, k, rng, **ends, **how)
+
+    def without_adapter(self) -> contextlib.AbstractContextManager[Any]:
+        """Within, the model is the base that an adapter sits on; without one it is what it is."""
+        model: Any = self.model
+        return model.disable_adapter() if self.has_adapter else contextlib.nullcontext()
+
+    @property
+    def temperature(self) -> float:
+        """What divides the logits that log-probabilities are of."""
+        return 1.0 if self._packed is None else self._packed.temperature
 
     @property
     def paths(self) -> dict[str, str]:
@@ -129,7 +164,7 @@ class HFPolicy(nn.Module):
         if self.has_adapter:
             return Reference(self)
         frozen = copy.deepcopy(self.model).requires_grad_(False)
-        options: dict[str, Any] = {"fast": self.fast, "token_budget": self.token_budget}
+        options: dict[str, Any] = {"fast": self.fast, "token_budget": self.token_budget, "stop": self.stop}
         return Reference(HFPolicy(frozen, eos=self.eos, max_new=self.max_new, **options))
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -148,7 +183,29 @@ class HFPolicy(nn.Module):
         finally:
             self.model.eval()
 
-    def _logits(self, tokens: Tensor, mask: Tensor, start: int) -> Tensor:
+    def _plain_logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
+        """In parts of at most `token_budget` tokens, padding and repeated prompts included; of one prompt at least."""
+        _, K, T = batch.response.shape
+        width = max(1, K * (batch.prompt.shape[1] + T))
+        parts = batch.split(None if self.token_budget is None else max(1, self.token_budget // width))
+        return torch.cat([plain_logp(self.predict, part) for part in parts])
+
+    def _ends(self, prompt_mask: Bool[Tensor, "P S"]) -> dict[str, Any]:
+        """When a response to each of these prompts ends."""
+        context = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
+        limits = None if context is None else [context - n for n in prompt_mask.sum(1).tolist()]
+        return {"eos": self.eos, "max_new": self.max_new, "stop": self.stop, "limits": limits}
+
+    def _fits(self, prompts: int, k: int, width: int) -> None:
+        need = prompts * k * (width + self.max_new)
+        if self.token_budget is not None and need > self.token_budget:
+            raise ValueError(
+                f"token_budget: {self.token_budget}, but sampling takes the plain path ({self._why_uncached}), which "
+                f"holds all rows of a call, here {need} tokens; give that many, or take fewer prompts or responses"
+            )
+
+    def predict(self, tokens: Tensor, mask: Tensor, start: int) -> Tensor:
+        """Logits `[B, L - start, V]` of the positions from `start` on, by the plain path."""
         places = (mask.long().cumsum(1) - 1).clamp(min=0)
         said = self.model(
             input_ids=tokens,
@@ -185,17 +242,18 @@ class Reference:
         prompt_mask: Bool[Tensor, "P S"],
         k: int,
         rng: Generator,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        **how: Unpack[Sampling],
     ) -> Batch:
         with self._frozen():
-            return self._policy.sample(prompt, prompt_mask, k, rng, temperature=temperature, top_p=top_p, top_k=top_k)
+            return self._policy.sample(prompt, prompt_mask, k, rng, **how)
+
+    @torch.no_grad()
+    def predict(self, tokens: Tensor, mask: Tensor, start: int) -> Tensor:
+        with self._frozen():
+            return self._policy.predict(tokens, mask, start)
 
     def _frozen(self) -> contextlib.AbstractContextManager[Any]:
-        model: Any = self._policy.model
-        return model.disable_adapter() if self._policy.has_adapter else contextlib.nullcontext()
+        return self._policy.without_adapter()
 
 
 def _unwrapped(model: Any) -> Any:
@@ -295,9 +353,19 @@ def context_length(name: str) -> int | None:
     return getattr(AutoConfig.from_pretrained(name), "max_position_embeddings", None)
 
 
-def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token id that ends a response: the tokenizer's, and those of the model's generation config."""
-    generation: Any = getattr(model, "generation_config", None)
+def saved_generation(name: str) -> Any:
+    """What a model's folder or hub name says of generating, without its weights; None where it says nothing."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:
+        return None
+
+
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token id that ends a response: the tokenizer's, and those of the model's generation config, or of one."""
+    generation: Any = getattr(model, "generation_config", model)
     known = getattr(generation, "eos_token_id", None)
     several = known if isinstance(known, list | tuple) else [known]
     ends = dict.fromkeys(int(i) for i in [tokenizer.eos_token_id, *several] if i is not None)

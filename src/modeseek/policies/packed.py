@@ -43,7 +43,7 @@ class Packed:
         assert isinstance(base, PreTrainedModel), "why_not was not asked"
         module = base.get_output_embeddings()
         assert module is not None, "why_not was not asked"
-        form = dataclasses.replace(_form(base.config), temperature=temperature)
+        form, self.temperature = dataclasses.replace(_form(base.config), temperature=temperature), temperature
         self._base, self._head, self.token_budget = base, Head(module, form, tile or _tile(module)), token_budget
         self._without_adapter: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         self._reference = None if reference is None else Packed(reference, temperature=temperature)

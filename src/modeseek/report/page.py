@@ -31,6 +31,7 @@ from modeseek.report.curves import (
     number,
     start,
 )
+from modeseek.report.states import states
 
 PROMPTS = 6  # shown side by side
 
@@ -148,12 +149,17 @@ def render(runs: Sequence[RunData], title: str | None = None) -> str:
         absent=absent,
         most=plots.MOST_POINTS,
         warnings=_warnings(groups),
+        states=states([(_named(method, run), run) for method in groups for run in method.runs]),
         differences=_differences(groups),
         samples=_samples(groups, styles),
         prompts=PROMPTS,
         cards=[_card(method, run) for method in groups for run in method.runs],
         few=len(runs) <= 3,
     )
+
+
+def _named(method: Method, run: RunData) -> str:
+    return method.name if len(method.runs) == 1 else f"{method.name}, {label(run)}"
 
 
 def _sections(

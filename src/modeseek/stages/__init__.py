@@ -21,6 +21,7 @@ from modeseek.stages.advantage import (
 from modeseek.stages.ask import (
     Challenge,
     challenge,
+    challenge_mixture,
     greedy_baseline,
     label_pairs,
     recall,
@@ -96,6 +97,7 @@ __all__ = [
     "best_sigma",
     "best_worst",
     "challenge",
+    "challenge_mixture",
     "chosen",
     "clip_reward",
     "duel",

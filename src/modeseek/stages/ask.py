@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from modeseek.batch import Batch
 from modeseek.policies.base import Policy
+from modeseek.policies.mixture import Mixture
 from modeseek.stages.base import Reward, Stage, row_of
 
 
@@ -118,3 +119,11 @@ class Challenge:
 
 
 challenge = Challenge
+
+
+def challenge_mixture(policy: Policy, reference: Policy, share: float = 0.125, k: int = 1, seed: int = 0) -> Challenge:
+    """`challenge` by pi^(1 - share) ref^share of each token instead of the reference: the rival of Nash-MD.
+
+    Munos et al. 2023, https://arxiv.org/abs/2312.00886, section 5.2: share 0 is self-play, 1 the reference.
+    """
+    return Challenge(Mixture(policy, reference, share), k, seed)

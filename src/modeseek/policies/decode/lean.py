@@ -130,7 +130,7 @@ class Lean:
                 qkv[:, Q : Q + H] = F.rms_norm(qkv[:, Q : Q + H], (D,), layer.k_norm, self.eps.item())
             torch.view_as_complex(qkv[:, : Q + H].unflatten(-1, (-1, 2))).mul_(turn)
             q, k, v = qkv.split_with_sizes((Q, H, H), 1)
-            x.addmm_(cache(i, q, k, v, layer.law).view(N, Q * D), layer.out)
+            x.addmm_(cache(i, q, k, v, layer.law).reshape(N, Q * D), layer.out)
             gate, up = torch.mm(self._normed(x), layer.up).chunk(2, -1)
             x.addmm_(F.silu(gate).mul_(up), layer.down)
         x = self._normed(x if at is None else x[at])

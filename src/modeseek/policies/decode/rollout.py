@@ -3,16 +3,19 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
 from modeseek.batch import Batch
-from modeseek.policies.base import pick, uniform
+from modeseek.policies.base import Sampling, pick, uniform
 from modeseek.policies.decode import lean
-from modeseek.policies.decode.body import Body, driven
+from modeseek.policies.decode.beside import Beside, Twin, together
+from modeseek.policies.decode.body import driven
 from modeseek.policies.decode.cache import Cache
+from modeseek.policies.stop import Stop
 
 WORTH = 512  # tokens that need not be read each step, in a layer, for a more involved way to pay
 ALIVE = 0.75  # rows are moved together once no more than this share of them still speaks
@@ -23,10 +26,8 @@ class How:
     """What is drawn from, and when a response ends."""
 
     eos: tuple[int, ...]
-    max_new: int
-    temperature: float
-    top_p: float
-    top_k: int
+    stop: Stop | None
+    sampling: Sampling
 
 
 @dataclass(frozen=True)
@@ -49,35 +50,43 @@ def sample(
     *,
     eos: Sequence[int],
     max_new: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
     token_budget: int | None = None,
+    beside: Beside | None = None,
+    limits: Sequence[int] | None = None,
+    stop: Stop | None = None,
+    **sampling: Unpack[Sampling],
 ) -> Batch:
     """k responses to each prompt from a model that `why_not` has nothing against, in eval mode.
 
-    `token_budget` bounds the tokens whose keys and values are held at once; None holds all prompts' at once. Every
-    random number is drawn before the first token, so neither the chunks nor the dropping of rows change a response.
+    `token_budget` bounds the tokens whose keys and values are held at once; None holds all prompts' at once. With a
+    model `beside` it each token is drawn from the mixture of both, and both hold as many. Every random number is drawn
+    before the first token, so neither the chunks nor the dropping of rows change a response. `limits` are tokens that
+    the responses to each prompt may have, where that is fewer than `max_new`.
     """
     P = len(prompts)
     lengths = prompt_mask.sum(1).tolist()
-    _check(lengths, k, max_new, token_budget)
+    most = [max_new] * P if limits is None else [min(max_new, n) for n in limits]
+    _check(lengths, most, k, max_new, token_budget)
     u = uniform((max_new, P, k), rng, prompts.device)
     token = prompts.new_zeros(P, k, max_new)
     logp = torch.zeros(P, k, max_new, dtype=_wide(model), device=prompts.device)
     length = torch.zeros(P, k, dtype=torch.long, device=prompts.device)
     finished = torch.zeros(P, k, dtype=torch.bool, device=prompts.device)
-    how = How(tuple(eos), max_new, temperature, top_p, top_k)
-    with _body(model, max(lengths, default=0) + max_new) as body:
-        for part in _chunks(lengths, k, max_new, token_budget):
+    how = How(tuple(eos), stop, sampling)
+    with _body(model, beside, max(lengths, default=0) + max_new) as body:
+        for part in _chunks(lengths, k, most, token_budget):
             at = torch.tensor(part, device=prompts.device)
-            mine = [lengths[i] for i in part]
-            cache = Cache(
-                mine, k, max_new - 1, prompts.device, share=_share(mine, k, max_new, token_budget), worth=WORTH
-            )
-            said = _write(body, cache, prompts[at][prompt_mask[at]], u[:, at].flatten(1), how)
+            mine, room = [lengths[i] for i in part], max(most[i] for i in part)
+            share = _share(mine, k, room, token_budget)
+            caches = [
+                Cache(mine, k, room - 1, prompts.device, share=share, worth=WORTH)
+                for _ in range(1 if beside is None else 2)
+            ]
+            cache = caches[0] if beside is None else Twin(*caches)
+            limit = torch.tensor([most[i] for i in part], device=prompts.device).repeat_interleave(k)
+            said = _write(body, cache, prompts[at][prompt_mask[at]], u[:room, at].flatten(1), limit, how)
             shape = (len(part), k, -1)
-            token[at], logp[at] = said.token.view(shape), said.logp.view(shape)
+            token[at, :, :room], logp[at, :, :room] = said.token.view(shape), said.logp.view(shape)
             length[at], finished[at] = said.length.view(shape[:2]), said.finished.view(shape[:2])
     T = int(length.max()) if P else 0
     mask = torch.arange(T, device=prompts.device) < length[..., None]
@@ -91,8 +100,11 @@ def sample(
     )
 
 
-def _write(body: Body, cache: Cache, tokens: Int[Tensor, " N"], u: Tensor, how: How) -> _Said:
-    """Responses to prompts packed into one row; `u` `[T, R]` is where in the unit interval each token falls."""
+def _write(
+    body: Any, cache: Cache | Twin, tokens: Int[Tensor, " N"], u: Tensor, limit: Int[Tensor, " R"], how: How
+) -> _Said:
+    """Responses to prompts packed into one row; `u` `[T, R]` is where in the unit interval each token falls, `limit`
+    how many tokens a response may have."""
     lengths, device = torch.tensor(cache.lengths, device=tokens.device), tokens.device
     T, R = u.shape
     place = torch.cat([torch.arange(n) for n in cache.lengths]).to(device)
@@ -104,22 +116,27 @@ def _write(body: Body, cache: Cache, tokens: Int[Tensor, " N"], u: Tensor, how: 
     said = _Said(
         tokens.new_zeros(R, T),
         torch.zeros(R, T, dtype=wide, device=device),
-        tokens.new_full((R,), T),
+        limit.clone(),
         torch.zeros(R, dtype=torch.bool, device=device),
     )
     rows, alive, begun = torch.arange(R, device=device), torch.ones(R, dtype=torch.bool, device=device), 0
+    cut = {*limit.tolist()}  # where some response has all the tokens it may have
     token_run: list[Tensor] = []
     logp_run: list[Tensor] = []
     for t in range(T):
-        token, logp = pick(logits, u[t], how.temperature, how.top_p, how.top_k)
+        token, logp = pick(logits, u[t], **how.sampling)
         token_run.append(token)
         logp_run.append(logp)
         over, count = ends.index_select(0, token), len(rows)
-        if over.any():
+        if how.stop is not None:
+            before = said.token[rows, :begun]
+            written = lambda row, before=before: [*before[row].tolist(), *(int(x[row]) for x in token_run)]
+            over = over | how.stop.ended(token, alive & ~over, written)
+        if over.any() or t + 1 in cut:
             over = over & alive
             said.length[rows[over]] = t + 1
             said.finished[rows[over]] = True
-            alive = alive & ~over
+            alive = alive & ~over & (limit[rows] > t + 1)
             count = int(alive.sum())
         last = count == 0 or t + 1 == T
         if last or count <= ALIVE * len(rows):
@@ -140,8 +157,12 @@ def _write(body: Body, cache: Cache, tokens: Int[Tensor, " N"], u: Tensor, how: 
 
 
 @contextlib.contextmanager
-def _body(model: nn.Module, longest: int) -> Iterator[Body]:
-    if lean.fits(model):
+def _body(model: nn.Module, beside: Beside | None, longest: int) -> Iterator[Any]:
+    """What `_write` asks for logits, with the kind of cache that it reads."""
+    if beside is not None:
+        with _body(model, None, longest) as ours, _body(beside.model, None, longest) as theirs:
+            yield together(ours, theirs, beside)
+    elif lean.fits(model):
         # Bookkeeping for autograd is a fifth of a small model's step. What is returned was made outside of this mode.
         with torch.inference_mode():
             yield lean.Lean(model, longest)
@@ -150,11 +171,12 @@ def _body(model: nn.Module, longest: int) -> Iterator[Body]:
             yield body
 
 
-def _chunks(lengths: list[int], k: int, max_new: int, budget: int | None) -> Iterator[list[int]]:
+def _chunks(lengths: list[int], k: int, most: list[int], budget: int | None) -> Iterator[list[int]]:
     """Prompts whose cache fits the budget, longest first: what lies together is as wide as its longest."""
     part: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if part and budget is not None and (len(part) + 1) * _cost(lengths[part[0]], k, max_new) > budget:
+        room = max(most[j] for j in [*part, i])
+        if part and budget is not None and (len(part) + 1) * _cost(lengths[part[0]], k, room) > budget:
             yield part
             part = []
         part.append(i)
@@ -184,13 +206,16 @@ def _wide(model: nn.Module) -> torch.dtype:
     return torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
 
 
-def _check(lengths: list[int], k: int, max_new: int, budget: int | None) -> None:
+def _check(lengths: list[int], most: list[int], k: int, max_new: int, budget: int | None) -> None:
     if min(lengths, default=1) < 1:
         raise ValueError(f"prompt {lengths.index(0)} has no token: begin it with the tokenizer's bos token")
     if k < 1 or max_new < 1:
         raise ValueError(f"k: {k}, max_new: {max_new}; both must be at least 1")
-    need = _cost(max(lengths, default=0), k, max_new)
-    if budget is not None and lengths and need > budget:
+    if min(most, default=1) < 1:
+        p = most.index(min(most))
+        raise ValueError(f"prompt {p} has {lengths[p]} tokens, which leaves its responses {most[p]}: shorten it")
+    need = max((_cost(length, k, room) for length, room in zip(lengths, most, strict=True)), default=0)
+    if budget is not None and need > budget:
         raise ValueError(
             f"token_budget: {budget} is too small for one prompt of {max(lengths)} tokens and its {k} responses of "
             f"up to {max_new}; give at least {need}, or fewer or shorter responses"

@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from modeseek import build, config, sources
 from modeseek.batch import PKT, Batch
 from modeseek.objectives import RWR, reads
 from modeseek.policies.bandit import Bandit
+from modeseek.policies.base import Sampling
 from modeseek.studies.base import Dial, Row
 from modeseek.studies.worlds.linear import settle
 from modeseek.studies.worlds.table import forced, streams, uniform
@@ -118,13 +119,15 @@ class Bump(nn.Module):
         prompt_mask: Bool[Tensor, "P S"],
         k: int,
         rng: Generator,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        **how: Unpack[Sampling],
     ) -> Batch:
-        table = Bandit(self.all_logp().detach()[None])
-        return table.sample(prompt, prompt_mask, k, rng, temperature=temperature, top_p=top_p, top_k=top_k)
+        return Bandit(self.all_logp().detach()[None]).sample(prompt, prompt_mask, k, rng, **how)
+
+    eos, max_new = tuple(range(PLACES)), 1
+
+    def predict(self, tokens: Tensor, mask: Tensor, start: int) -> Tensor:
+        """What a mixture with the reference is made of."""
+        return self.all_logp().expand(len(tokens), tokens.shape[1] - start, -1)
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,9 @@ class Divergence:
 
 @cache
 def _shipped() -> tuple[str, ...]:
-    """All but those that train a reward model."""
-    return tuple(name for name in config.names() if "score" not in reads(run_of(name).objective))
+    """All but those that train a reward model, and those whose prompts say what a response is: here is one prompt."""
+    known = {name: run_of(name) for name in config.names()}
+    return tuple(name for name, run in known.items() if "score" not in reads(run.objective) and not run.control_good)
 
 
 def run_of(method: str, source: str = "shipped", steps: int = 120, learning_rate: float = 0.03) -> config.Run:
