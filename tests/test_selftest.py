@@ -1,5 +1,6 @@
 """Each thing that the self-test is for, broken on purpose."""
 
+import contextlib
 import copy
 import dataclasses
 
@@ -76,6 +77,22 @@ def test_a_sampler_that_draws_from_something_else_is_noticed():
     policy.sample = hot
     with pytest.raises(SelfTestFailed, match="sampler and the trainer disagree"):
         proven(loop, policy, reference)
+
+
+def test_half_precision_is_allowed_its_rounding_and_no_more():
+    """16 x 2^-7 = 0.125 nats between sampler and trainer where weights have seven bits behind the point."""
+    for shift, passes in ((0.1, True), (0.2, False)):
+        loop, policy, reference = parts()
+        policy.bfloat16(), reference.bfloat16()
+        honest = policy.sample
+
+        def off(*args, shift=shift, honest=honest, **kwargs):
+            own = honest(*args, **kwargs)
+            return own.fill(old_logp=own["old_logp"] + shift * own.mask)
+
+        policy.sample = off
+        with contextlib.nullcontext() if passes else pytest.raises(SelfTestFailed, match="disagree"):
+            proven(loop, policy, reference)
 
 
 def test_an_objective_that_does_not_begin_at_ln_2_is_noticed(monkeypatch):

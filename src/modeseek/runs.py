@@ -214,7 +214,8 @@ class Watch:
         """Keep a row, and name what the run is doing; a change of state goes to the card, and a sick one is said."""
         self.record.row(row)
         before = self.seen.verdict
-        self.ended |= self.seen(self.parts.loop, row)
+        if not self.ended:  # what ended the run stays its state, whatever its last evaluation shows
+            self.ended = self.seen(self.parts.loop, row)
         now = self.seen.verdict
         if now is None or (before is not None and now.state == before.state and not self.ended):
             return

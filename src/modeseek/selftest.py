@@ -13,6 +13,8 @@ from modeseek.objectives import Objective, call, may_read, reads
 from modeseek.policies.base import Policy
 from modeseek.train import Loop, evaluate
 
+ROUNDINGS = 16  # of the weights' dtype between two ways to one log-probability: 0.125 nats in bfloat16
+
 
 class SelfTestFailed(ValueError):
     """The run would not do what it says."""
@@ -116,7 +118,9 @@ def _first_loss(objective: Objective, policy: nn.Module, reference: Policy, told
 
 def _sampler_gap(policy: nn.Module, own: Batch, floor: float) -> float:
     gap = _gap(policy.logp(own), own["old_logp"], own)  # type: ignore[operator]
-    if not gap <= max(1e-3, 10 * floor):
+    dtype = next(x.dtype for x in policy.parameters() if x.is_floating_point())
+    rounding = ROUNDINGS * torch.finfo(dtype).eps
+    if not gap <= max(1e-3, 10 * floor, rounding):
         raise SelfTestFailed(
             f"the sampler and the trainer disagree by {gap:.2g} nats on the policy's own samples (noise floor "
             f"{floor:.2g}), so what is sampled is not what is trained; this is a bug or an unsupported model"
