@@ -20,7 +20,7 @@ from modeseek.collect.plan import Plan
 from modeseek.collect.store import Store
 from modeseek.config import from_dict
 from modeseek.data import fables
-from modeseek.policies import sync
+from modeseek.policies import cache
 from modeseek.policies.base import Policy
 from modeseek.policies.hf import HFPolicy
 from modeseek.policies.serving import Endpoint, ServerFailed
@@ -409,19 +409,19 @@ def test_a_plan_s_own_policies_are_sampled_through_the_server(server, tiny, tmp_
     assert sum(body["path"] == "/collective_rpc" for body in server.asked) == 1
     with Store(plan.store) as store:
         ((name, known),) = store.rows("select distinct writer, policy_hash from responses")
-        assert name == str(tiny) and len(known) == 16
+        assert name == str(tiny) and len(known) == 32
     assert not list(Path(tmp_path).glob("*.sampler/draft"))
 
 
 def test_hashes_tell_weights_apart():
     x = torch.arange(4.0)
-    same = sync.weights_hash([("a", x), ("b", x)])
-    assert same == sync.weights_hash([("b", x.clone()), ("a", x)]) and len(same) == 16
+    same = cache.tensors_hash([("a", x), ("b", x)])
+    assert same == cache.tensors_hash([("b", x.clone()), ("a", x)]) and len(same) == 32
     others = (
         [("a", x), ("b", x + 1)],
         [("a", x), ("c", x)],
         [("a", x.double()), ("b", x)],
         [("a", x.view(2, 2)), ("b", x)],
     )
-    assert same not in {sync.weights_hash(other) for other in others}
+    assert same not in {cache.tensors_hash(other) for other in others}
     assert InStep.__doc__

@@ -25,9 +25,10 @@ from modeseek.data.records import Record, Text, text
 from modeseek.data.tokenise import Groups, Template
 from modeseek.ops import seq
 from modeseek.policies.base import Policy
+from modeseek.policies.cache import tensors_hash
 from modeseek.policies.features import see
 from modeseek.policies.hf import HFPolicy, end_tokens, saved_generation
-from modeseek.policies.sync import in_step, weights_hash
+from modeseek.policies.sync import in_step
 from modeseek.policies.vllm import PREFIX, Server, VLLMSampler
 from modeseek.sources import Sampler
 
@@ -138,7 +139,7 @@ def open_writer(word: str, plan: Plan, name: str = "") -> Writer:
     run = dataclasses.replace(Run(), trust_remote_code=plan.trust_remote_code, **how)  # type: ignore[arg-type]
     policy = load_policy(folder, template, max_new=plan.max_completion_length, run=run, device=device_of(plan.device))
     aside = Path(f"{plan.store}.sampler")  # weights on their way to a server
-    known = weights_hash(policy.model.state_dict().items())
+    known = tensors_hash(policy.model.state_dict().items())
     return Own(
         name=name or word,
         policy=in_step(plan.sampler, policy, aside, where="sampler") if plan.sampler else policy,

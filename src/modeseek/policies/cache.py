@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
@@ -136,13 +136,18 @@ def identity(policy: HFPolicy) -> dict[str, str]:
 
 
 def weights_hash(model: nn.Module, *, adapters: bool) -> str:
-    """blake2b of parameters and buffers by name. Without its adapters a model hashes as its base does."""
+    """Hash of parameters and buffers by name. Without its adapters a model hashes as its base does."""
     state = {name: x for name, x in model.state_dict().items() if isinstance(x, Tensor)}
     if not adapters:
         kept = {n: x for n, x in state.items() if not any(part.startswith("lora_") for part in n.split("."))}
         state = {n.removeprefix("base_model.model.").replace(".base_layer.", "."): x for n, x in kept.items()}
+    return tensors_hash(state.items())
+
+
+def tensors_hash(named: Iterable[tuple[str, Tensor]]) -> str:
+    """32 hex digits (blake2b) of tensors by name: the same weights wherever they are kept."""
     found = hashlib.blake2b(digest_size=16)
-    for name, x in sorted(state.items()):
+    for name, x in sorted(named, key=lambda pair: pair[0]):
         found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
         found.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -8,10 +8,9 @@ GPUs on both sides. After each change the server says the log-probabilities of p
 from __future__ import annotations
 
 import copy
-import hashlib
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from modeseek.batch import Batch
 from modeseek.policies.base import Sampling
+from modeseek.policies.cache import tensors_hash
 from modeseek.policies.hf import HFPolicy
 from modeseek.policies.serving import ServerFailed
 from modeseek.policies.vllm import PREFIX, Server, VLLMSampler
@@ -77,7 +77,7 @@ class InStep:
         Raises OutOfStep. The first call is the gate before anything is learnt: its probes are the server's own
         responses to the first of these prompts.
         """
-        version = weights_hash(_trained(self.policy))
+        version = tensors_hash(_trained(self.policy))
         if version == self._proved and self._holds():
             return {"server_gap": self.gap}
         self._bring(version)
@@ -200,15 +200,6 @@ def in_step(word: str, policy: HFPolicy, folder: Path, *, where: str) -> InStep:
     server = Server.open(word, where=where)
     sampler = VLLMSampler(server, ends=policy.eos, max_new=policy.max_new, vocabulary=known)
     return InStep(policy, sampler, folder)
-
-
-def weights_hash(named: Iterable[tuple[str, Tensor]]) -> str:
-    """16 hex digits of tensors by name: the same weights wherever they are kept."""
-    found = hashlib.sha256()
-    for name, x in sorted(named, key=lambda pair: pair[0]):
-        found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-        found.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def _trained(policy: HFPolicy) -> Iterator[tuple[str, Tensor]]:

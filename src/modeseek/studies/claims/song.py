@@ -138,7 +138,7 @@ def robustness() -> tuple[Claim, ...]:
             "beta and steps tuned": Cell.of(world, "dpo_tuned"),
         }
         where = "a mild spurious feature" if world == MILD else "a strong spurious feature"
-        note = "HyPO's weight of the KL and DPO's dials are tuned on other seeds, with five values each; 20 for both."
+        note = "HyPO's weight of the KL and DPO's dials are tuned on other seeds, with five values each; 25 for both."
         claims += [
             Claim(
                 f"S5{letter}",
