@@ -4,7 +4,7 @@ import typing
 import pytest
 import yaml
 
-from modeseek.config import OTHERS, OnPolicy, Run, from_dict, load, names, read_tree, snake, to_dict
+from modeseek.config import OTHERS, OnPolicy, Run, from_dict, load, names, over, read_tree, snake, to_dict
 from modeseek.objectives import DPO, AnyObjective
 from modeseek.rewards import Length
 
@@ -92,3 +92,9 @@ def test_a_stage_that_the_method_lacks_cannot_be_told_anything():
 def test_names_of_objectives():
     assert [snake(c) for c in (DPO,)] == ["dpo"]
     assert len({snake(c) for c in typing.get_args(AnyObjective)}) == len(typing.get_args(AnyObjective))
+
+
+def test_another_type_is_put_in_whole():
+    before = {"objective": {"type": "dpo", "beta": 0.1}, "x": 1}
+    assert over(before, {"objective": {"type": "sft"}}) == {"objective": {"type": "sft"}, "x": 1}
+    assert over(before, {"objective": {"beta": 2}}) == {"objective": {"type": "dpo", "beta": 2}, "x": 1}

@@ -294,17 +294,17 @@ def read_tree(config: str, _within: tuple[str, ...] = ()) -> dict[str, Any]:
     for base in [under] if isinstance(under, str) else under:
         if base in (*_within, config):
             raise ValueError(f"{config}.extends: {base} would be underneath itself")
-        made = _over(made, read_tree(base, (*_within, config)))
-    return _over(made, tree)
+        made = over(made, read_tree(base, (*_within, config)))
+    return over(made, tree)
 
 
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of `above` on those of `below`. Options of one and the same part are merged; lists are replaced."""
+def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of `above` on those of `below`, branch by branch; a part of another `type` is put in whole, lists too."""
     made = dict(below)
     for key, value in above.items():
         old = made.get(key)
         same = isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("type") in (None, old.get("type"))
-        made[key] = {**old, **value} if same else value  # type: ignore[dict-item]
+        made[key] = over(old, value) if same else value  # type: ignore[arg-type]
     return made
 
 

@@ -19,7 +19,7 @@ from modeseek import estimate
 from modeseek.collect import rounds as told
 from modeseek.collect.iterate import Waiting, iterate, stopped
 from modeseek.collect.judging import promotes
-from modeseek.collect.rounds import apply_flags, from_dict, merged, names, read_tree, run_tree
+from modeseek.collect.rounds import apply_flags, from_dict, names, read_tree, run_tree
 from modeseek.collect.store import Store
 from modeseek.commands.iterate import HELD_OUT, make_start
 from modeseek.data import fables
@@ -256,12 +256,6 @@ def test_flags_reach_into_the_parts():
     assert tree["train"]["objective"] == {"type": "dpo", "beta": 0.5}
     assert tree["collect"] == {"prompts": 3, "label": "length:prefer=shorter"}
     assert rest == ["--rounds", "4"]
-
-
-def test_another_type_is_put_in_whole():
-    before = {"objective": {"type": "dpo", "beta": 0.1}, "x": 1}
-    assert merged(before, {"objective": {"type": "sft"}}) == {"objective": {"type": "sft"}, "x": 1}
-    assert merged(before, {"objective": {"beta": 2}}) == {"objective": {"type": "dpo", "beta": 2}, "x": 1}
 
 
 # The page

@@ -98,20 +98,7 @@ def run_tree(rounds: Rounds, told: Mapping[str, Any]) -> dict[str, Any]:
         if key in own:
             raise ValueError(f"train.{key}: each round has its own; leave it out")
     lengths = {k: getattr(rounds.collect, k) for k in ("max_length", "max_completion_length", "device", "dtype")}
-    return merged(runs_config.read_tree(rounds.train["method"]) | lengths, own) | dict(told)
-
-
-def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree with the changes put in, branch by branch; one of another `type` is put in whole."""
-    found = dict(tree)
-    for key, value in changes.items():
-        before = found.get(key)
-        if isinstance(before, Mapping) and isinstance(value, Mapping):
-            other = value.get("type", before.get("type")) != before.get("type")
-            found[key] = value if other else merged(before, value)
-        else:
-            found[key] = value
-    return found
+    return runs_config.over(runs_config.read_tree(rounds.train["method"]) | lengths, own) | dict(told)
 
 
 def apply_flags(tree: dict[str, Any], flags: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -131,7 +118,7 @@ def apply_flags(tree: dict[str, Any], flags: Sequence[str]) -> tuple[dict[str, A
         change: Any = value if name in words else yaml.safe_load(value)
         for key in reversed(keys):
             change = {key: change}
-        tree = merged(tree, change)
+        tree = runs_config.over(tree, change)
     return tree, rest
 
 

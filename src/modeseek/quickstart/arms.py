@@ -45,7 +45,7 @@ class Arm:
         shipped = config.read_tree(self.method)
         told = world.folder
         return config.from_dict(
-            _merged(shipped, {"learning_rate": 3e-4, **self.changes})
+            config.over(shipped, {"learning_rate": 3e-4, **self.changes})
             | {
                 "model": str(told / "model"),
                 "data": str(told / "pairs.jsonl"),
@@ -203,12 +203,3 @@ def on_pairs(policy: HFPolicy, world: World, run: Run) -> dict[str, float]:
 def _reply(one: Reply | None) -> Reply:
     assert one is not None  # a policy's own groups are whole
     return one
-
-
-def _merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` with `changes`, inside nested mappings too; one that names its `type` is another part, and replaces."""
-    out = dict(tree)
-    for key, value in changes.items():
-        inner = isinstance(value, Mapping) and "type" not in value and isinstance(out.get(key), Mapping)
-        out[key] = _merged(out[key], value) if inner else value
-    return out

@@ -81,7 +81,7 @@ def said(name: str) -> str:
 def intervals(name: str, axis: str, rows: Sequence[Mapping[str, Any]]) -> Markup:
     """A line a candidate: its interval, and a mark at its gain."""
     with matplotlib.style.context(["default", plots.LOOK | {"svg.hashsalt": name}]):
-        figure, axes = plots._figure()
+        figure, axes = plots.canvas()
         axes.set_position((0.34, 0.17, 0.63, 0.8))
         for i, row in enumerate(reversed(rows)):
             axes.plot([row["low"], row["high"]], [i, i], color=plots.COLOURS[0], lw=2.4)
@@ -90,7 +90,7 @@ def intervals(name: str, axis: str, rows: Sequence[Mapping[str, Any]]) -> Markup
         axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in reversed(rows)])
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(axis)
-        return plots._svg(figure, name)
+        return plots.svg_of(figure, name)
 
 
 def _short(name: str) -> str:

@@ -112,7 +112,7 @@ def _figures(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _frontier(found: Mapping[str, Any]) -> Markup:
     with matplotlib.style.context(["default", plots.LOOK | {"svg.hashsalt": "kl"}]):
-        figure, axes = plots._figure()
+        figure, axes = plots.canvas()
         for key, look, points in (
             ("reward", plots.style(0), found["points"]),
             ("gold", plots.style(1), [p for p in found["points"] if p["gold"]]),
@@ -132,7 +132,7 @@ def _frontier(found: Mapping[str, Any]) -> Markup:
                 axes.plot(*zip(*curve, strict=True), look.marker, color=look.colour, ls="dashed", ms=4, lw=1.4)
         axes.set_xlabel("KL to the reference, nats")
         axes.set_ylabel("reward")
-        return plots._svg(figure, "kl")
+        return plots.svg_of(figure, "kl")
 
 
 def _cross(axes: Any, x: Mapping[str, float], y: Mapping[str, float], look: plots.Style) -> None:
@@ -143,7 +143,7 @@ def _cross(axes: Any, x: Mapping[str, float], y: Mapping[str, float], look: plot
 
 def _best_of(curve: Sequence[Mapping[str, Any]]) -> Markup:
     with matplotlib.style.context(["default", plots.LOOK | {"svg.hashsalt": "best"}]):
-        figure, axes = plots._figure()
+        figure, axes = plots.canvas()
         for key, look in (("proxy", plots.style(2)), ("gold", plots.style(3))):
             there = [b for b in curve if b[key]]
             if there:
@@ -156,7 +156,7 @@ def _best_of(curve: Sequence[Mapping[str, Any]]) -> Markup:
         axes.minorticks_off()
         axes.set_xlabel("N")
         axes.set_ylabel("reward")
-        return plots._svg(figure, "best")
+        return plots.svg_of(figure, "best")
 
 
 def _head(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

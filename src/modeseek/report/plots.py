@@ -55,7 +55,7 @@ def style(i: int) -> Style:
 def over_steps(name: str, axis: str, curves: Sequence[Curve], styles: Sequence[Style]) -> Markup:
     """A metric over steps: thin a run, thick their mean, shaded from the lowest run to the highest."""
     with matplotlib.style.context(["default", LOOK | {"svg.hashsalt": name}]):
-        figure, axes = _figure()
+        figure, axes = canvas()
         for curve, look in zip(curves, styles, strict=True):
             most = _most(curve)
             alone = len(curve.lines) == 1
@@ -72,8 +72,8 @@ def over_steps(name: str, axis: str, curves: Sequence[Curve], styles: Sequence[S
         axes.set_xlabel("optimiser step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         values = np.concatenate([line.values for curve in curves for line in curve.lines])
-        _scale(axes, "y", axis, values)
-        return _svg(figure, name)
+        scale(axes, "y", axis, values)
+        return svg_of(figure, name)
 
 
 def frontier(
@@ -81,7 +81,7 @@ def frontier(
 ) -> Markup:
     """Reward against KL: each run's path, a small mark where it ends, a large one at the method's mean."""
     with matplotlib.style.context(["default", LOOK | {"svg.hashsalt": name}]):
-        figure, axes = _figure()
+        figure, axes = canvas()
         for k, r, look in zip(kl, reward, styles, strict=True):
             ends = []
             for x, y in paths(k, r):
@@ -94,8 +94,8 @@ def frontier(
                 x, y = np.mean(ends, axis=0)
                 axes.plot([x], [y], look.marker, color=look.colour, ms=9, mec="#222222", clip_on=False)
         axes.set_ylabel(words[1])
-        _scale(axes, "x", words[0], np.concatenate([line.values for curve in kl for line in curve.lines]))
-        return _svg(figure, name)
+        scale(axes, "x", words[0], np.concatenate([line.values for curve in kl for line in curve.lines]))
+        return svg_of(figure, name)
 
 
 def paths(kl: Curve, reward: Curve) -> list[tuple[Line, Line]]:
@@ -143,14 +143,14 @@ def _most(curve: Curve) -> int:
     return MOST_POINTS["eval/" if curve.metric.startswith("eval/") else ""]
 
 
-def _figure() -> tuple[Figure, Axes]:
+def canvas() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.8, 2.9))
     FigureCanvasSVG(figure)
     # fixed margins, wide enough for six figures on the left: a layout engine would draw everything twice
     return figure, figure.add_axes((0.15, 0.16, 0.83, 0.8))
 
 
-def _scale(axes: Axes, which: str, words: str, values: np.ndarray) -> None:
+def scale(axes: Axes, which: str, words: str, values: np.ndarray) -> None:
     """A linear axis, or a logarithmic one above 1 where one method would flatten all others."""
     far, usual = np.max(np.abs(values)), np.median(np.abs(values))
     axis = axes.yaxis if which == "y" else axes.xaxis
@@ -173,7 +173,7 @@ def _tick(x: float, _: int | None) -> str:
     return text.replace("e-0", "e-").replace("-", "\N{MINUS SIGN}")
 
 
-def _svg(figure: Figure, name: str) -> Markup:
+def svg_of(figure: Figure, name: str) -> Markup:
     file = io.StringIO()
     figure.savefig(
         file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}

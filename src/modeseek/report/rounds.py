@@ -91,7 +91,7 @@ def _figure(rounds: Sequence[Mapping[str, Any]], name: str, title: str, axis: st
         return {"title": title, "svg": Markup(""), "says": "Not measured."}
     look, words = plots.style(0), [number(results[name]["value"]) for _, results in known]
     with matplotlib.style.context(["default", plots.LOOK | {"svg.hashsalt": name}]):
-        figure, axes = plots._figure()
+        figure, axes = plots.canvas()
         for found, results in known:
             e, x = results[name], found["round"]
             face = look.colour if found["promoted"] else "white"
@@ -106,7 +106,7 @@ def _figure(rounds: Sequence[Mapping[str, Any]], name: str, title: str, axis: st
         axes.set_ylabel(axis)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         says = f"{title}: {', then '.join(words)}."
-        return {"title": title, "svg": plots._svg(figure, name), "says": says}
+        return {"title": title, "svg": plots.svg_of(figure, name), "says": says}
 
 
 def _row(found: Mapping[str, Any]) -> dict[str, Any]:

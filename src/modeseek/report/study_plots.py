@@ -10,13 +10,13 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from modeseek.report.plots import LOOK, Style, _figure, _scale, _svg
+from modeseek.report.plots import LOOK, Style, canvas, scale, svg_of
 
 
 def over_steps(name: str, metric: str, lines: Sequence[Mapping[str, Any]], styles: Sequence[Style]) -> Markup:
     """The mean over seeds with its interval; a gap where no seed has a finite number."""
     with matplotlib.style.context(["default", LOOK | {"svg.hashsalt": name}]):
-        figure, axes = _figure()
+        figure, axes = canvas()
         seen = []
         for line, look in zip(lines, styles, strict=True):
             x, mean, low, high = (numbers(line[key]) for key in ("steps", "mean", "low", "high"))
@@ -26,14 +26,14 @@ def over_steps(name: str, metric: str, lines: Sequence[Mapping[str, Any]], style
             seen += [low, high, mean]
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        _scale(axes, "y", metric, _finite(seen))
-        return _svg(figure, name)
+        scale(axes, "y", metric, _finite(seen))
+        return svg_of(figure, name)
 
 
 def frontier(name: str, cells: Sequence[Mapping[str, Any]], styles: Sequence[Style]) -> Markup:
     """Reward against KL: the path of the means over seeds, and where it ends, with both intervals."""
     with matplotlib.style.context(["default", LOOK | {"svg.hashsalt": name}]):
-        figure, axes = _figure()
+        figure, axes = canvas()
         across, up = [], []
         for cell, look in zip(cells, styles, strict=True):
             kl, reward = cell["kl"], cell["reward"]
@@ -56,21 +56,21 @@ def frontier(name: str, cells: Sequence[Mapping[str, Any]], styles: Sequence[Sty
             across.append(x)
             up.append(y)
         axes.set_ylabel("reward")
-        _scale(axes, "x", "KL to the reference, nats", _finite(across))
-        return _svg(figure, name)
+        scale(axes, "x", "KL to the reference, nats", _finite(across))
+        return svg_of(figure, name)
 
 
 def geometry(name: str, curves: Mapping[str, Sequence[float]], styles: Sequence[Style]) -> Markup:
     """A world's curves over its actions, each in units of its own largest size: they have different ones."""
     with matplotlib.style.context(["default", LOOK | {"svg.hashsalt": name}]):
-        figure, axes = _figure()
+        figure, axes = canvas()
         for values, look in zip(curves.values(), styles, strict=True):
             y = numbers(values)
             size = np.max(np.abs(y[np.isfinite(y)]), initial=0.0) or 1.0
             axes.plot(np.arange(len(y)), y / size, color=look.colour, ls=look.dash, lw=1.6)
         axes.set_xlabel("action")
         axes.set_ylabel("share of its largest value")
-        return _svg(figure, name)
+        return svg_of(figure, name)
 
 
 def numbers(values: Sequence[float | None]) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from modeseek import record
-from modeseek.config import Run, from_dict, read_tree
+from modeseek.config import Run, from_dict, over, read_tree
 from modeseek.studies.base import Dial, Row, Study, World
 from modeseek.studies.load import Runs
 
@@ -56,7 +56,7 @@ class LanguageModel:
         """The config of one run: the method's own keys under the study's options under the dials."""
         tree = read_tree(method)
         for options in (self.runs.options, self.runs.options_of.get(method, {}), _nested(dials)):
-            tree = _over(tree, options)
+            tree = over(tree, options)
         where = hashlib.sha256(json.dumps([tree, seed, self.stamp], default=str).encode()).hexdigest()[:10]
         own = {"model": self.model, "data": self.data, "reward": self.reward, "seed": seed}
         folder = Path(self.folder) / f"{Path(method).stem}-{where}"
@@ -134,9 +134,3 @@ def _nested(dials: Mapping[str, Dial]) -> dict[str, Any]:
             at = at.setdefault(key, {})
         at[last] = value
     return tree
-
-
-def _over(tree: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options over a tree, key by key where both have keys."""
-    both = lambda key: isinstance(tree.get(key), Mapping) and isinstance(options[key], Mapping)
-    return {**tree, **{key: _over(tree[key], options[key]) if both(key) else options[key] for key in options}}
