@@ -153,7 +153,7 @@ def test_hypo_rescues_what_dpo_loses():
 
 def test_every_dial_of_the_grid_is_one_of_the_method():
     for method in WORLD.methods():
-        assert all(len(values) == 5 or method == "dpo_tuned" for values in WORLD.grid(method).values())
+        assert all(len(values) == (6 if method == "chipo" else 5) for values in WORLD.grid(method).values())
         WORLD.run(method, [0], **{name: values[0] for name, values in WORLD.grid(method).items()} | {"steps": 1})
     with pytest.raises(ValueError, match="kl: dpo in partial has no such dial"):
         WORLD.run("dpo", [0], kl=0.1)

@@ -62,8 +62,8 @@ GRID: Mapping[str, Mapping[str, Sequence[Dial]]] = {
 
 @dataclass(frozen=True)
 class PartialCoverage:
-    """Every learner has one dial to tune with five values; `dpo_stopped` is DPO with its number of steps tuned, and
-    `dpo_tuned`, for which more is spent, has both beta and the number of steps.
+    """Every learner has one dial to tune with five values (chi-squared PO six); `dpo_stopped` is DPO with its number of
+    steps tuned, and `dpo_tuned`, for which more is spent, has both beta and the number of steps.
 
     `rlhf` fits a linear reward to the pairs and takes its Gibbs policy; `bound: data` clips the reward to its range
     over the responses of the data, which the paper's theorem asks for in assuming a bounded reward.
