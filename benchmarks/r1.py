@@ -22,7 +22,22 @@ from torch import Generator, Tensor
 from modeseek import estimate, stages
 from modeseek.batch import Batch
 from modeseek.data import worlds
-from modeseek.objectives import CISPO, DPO, GSPO, IPO, PPO, REBEL, RWR, SFT, SPPO, NegativeBoN, Objective
+from modeseek.objectives import (
+    CISPO,
+    DPO,
+    GSPO,
+    IPO,
+    PPO,
+    REBEL,
+    RWR,
+    SFT,
+    SPPO,
+    XPO,
+    NegativeBoN,
+    Objective,
+    PlackettLuce,
+    SimPO,
+)
 from modeseek.objectives import PolicyGradient as PG
 from modeseek.policies.bandit import Bandit
 from modeseek.policies.base import pick, uniform
@@ -196,6 +211,60 @@ METHODS = {
         values=(0.05, 0.5),
         **LIMIT,
     ),
+    **{
+        f"online DPO, {named}": Method(
+            objective=DPO,
+            stages=lambda m, b, pairs=pairs: [SCORE(m), pairs, stages.refer(m.reference)],
+            dial="beta",
+            values=(0.05, 0.5),
+            k=k,
+            **LIMIT,
+        )
+        for named, pairs, k in (
+            ("all pairs", stages.all_pairs(), 4),
+            ("best and random", stages.best_random(), 4),
+            ("best and next", stages.best_second, 4),
+            ("best and 2 sigma", stages.best_sigma(), 8),
+        )
+    },
+    "online SimPO": Method(
+        objective=lambda b: SimPO(beta=b, gamma=0.5),
+        stages=lambda m, _: [SCORE(m), stages.best_worst],
+        dial="beta",
+        values=(0.5, 2.0),
+        k=2,
+        **LIMIT,
+    ),
+    "listwise DPO": Method(
+        objective=PlackettLuce,
+        stages=lambda m, _: [SCORE(m), stages.keep_varied, stages.ranked, stages.refer(m.reference)],
+        dial="beta",
+        values=(0.05, 0.5),
+        **LIMIT,
+    ),
+    "SELM": Method(
+        objective=lambda b: XPO(beta=b),
+        stages=lambda m, _: [SCORE(m), stages.best_worst, stages.challenge(m.reference), stages.refer(m.reference)],
+        dial="beta",
+        values=(0.05, 0.5),
+        k=2,
+        **LIMIT,
+    ),
+    "XPO": Method(
+        objective=lambda b: XPO(beta=b),
+        stages=lambda m, _: [stages.challenge(m.reference), SCORE(m), stages.best_worst, stages.refer(m.reference)],
+        dial="beta",
+        values=(0.05, 0.5),
+        k=1,
+        **LIMIT,
+    ),
+    "truncated IS": Method(
+        objective=lambda b: PPO(),
+        stages=lambda m, b: [*m.charged(b), stages.group_mean, stages.group_std, stages.truncated_is(high=2.0)],
+        k=8,
+        passes=PASSES,
+        **RL,
+    ),
     "REBEL": Method(
         objective=REBEL,
         stages=lambda m, eta: [SCORE(m), stages.recall(m.policy)],
@@ -225,6 +294,27 @@ METHODS = {
         stages=lambda m, _: [SCORE(m), stages.ranked],
         dial="beta",
         values=(0.05, 0.5),
+        **LIMIT,
+    ),
+    "best-of-4, worst pushed down": Method(
+        objective=lambda b: NegativeBoN(beta=b, losers="worst"),
+        stages=lambda m, _: [SCORE(m), stages.ranked],
+        dial="beta",
+        values=(0.05, 0.5),
+        **LIMIT,
+    ),
+    "best-of-4, losers' complement": Method(
+        objective=lambda b: NegativeBoN(beta=b, losers="complement"),
+        stages=lambda m, _: [SCORE(m), stages.ranked],
+        dial="beta",
+        values=(0.05, 0.5),
+        **LIMIT,
+    ),
+    "RWR, standardised": Method(
+        objective=lambda b: RWR(beta=b, clip=math.inf),
+        stages=lambda m, _: [SCORE(m), stages.standardise_reward],
+        dial="beta",
+        values=(0.5, 1.0),
         **LIMIT,
     ),
     "RWR": Method(
@@ -272,14 +362,18 @@ def train(method: Method, dial: float, rate: float, seeds: Sequence[int]) -> lis
     logit by itself, and nothing is clipped or shuffled across prompts, so seeds side by side come out as each would
     alone, but for rounding and Adam's epsilon (the gradient's divisor counts the prompts of all)."""
     logits = WORLD.reference.log().float()[None]
-    policy, reference = SideBySide(logits, seeds), SideBySide(logits, seeds)
+    policy, reference = SideBySide(logits, seeds), SideBySide(logits, [seed + 10_000 for seed in seeds])
     prompts = [[context] for context in range(len(seeds))] * (SAMPLES // method.k)
     source = on_policy(policy, Batch.of(prompts, [[] for _ in prompts]), len(prompts), method.k)
     parts = Parts(policy, reference, table(WORLD.reward.float().expand(len(seeds), -1)))
     steps = Steps(
         max_steps=MAX_STEPS, learning_rate=rate, schedule="linear", max_grad_norm=math.inf, passes=method.passes
     )
-    fit(policy, method.objective(dial), source, method.stages(parts, dial), steps)
+    try:
+        fit(policy, method.objective(dial), source, method.stages(parts, dial), steps)
+    except RuntimeError as error:  # every seed is at one arm, and pairs of one arm tie
+        if "nothing to learn from" not in str(error):
+            raise
     return list(policy.logits.detach().double().softmax(-1))
 
 
@@ -359,6 +453,9 @@ BOTTOM = """
 - *best arm*: the method has no regularised optimum short of the best arm, E[r] = 1. Labels without noise give DPO's
   loss no minimum short of a point mass; REBEL and SPPO hold on to the last round's policy, not to the reference;
   best-of-N and RWR have no KL.
+
+**Not in the table.** `ppo_adaptive_kl`, `reinforce_pp` and `high_entropy_grpo` take statistics over the prompts of a
+round, which here are the seeds; `ppo_critic` needs a critic.
 
 **Share of frontier** is E[r] over the most that any policy within as many nats of the reference can earn (the tilted
 family), which holds methods with different optima to one measure. It is no verdict alone: the reference has 1.

@@ -137,7 +137,7 @@ def test_the_store_says_where_a_response_comes_from(plan, prompts, tiny):
         assert tokens == len(ids)
         with torch.no_grad():
             assert float(policy.logp(batch).sum()) == pytest.approx(logp, abs=1e-3)
-        assert (writer, hashed, step, source) == ("mine", 16, None, "prompts.jsonl")
+        assert (writer, hashed, step, source) == ("mine", 32, None, "prompts.jsonl")
         assert reward == -len(restore(response).split())
 
 
