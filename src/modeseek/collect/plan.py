@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 import yaml
 
-from modeseek.config import _check, _reasons, converter, parse_reward
+from modeseek.config import check, converter, parse_reward, reasons
 from modeseek.rewards import AnyReward, Judge, Table
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Plan:
 
 def from_dict(tree: Mapping[str, Any], where: str = "plan") -> Plan:
     """A Plan from plain data. Raises ValueError naming the key and what to write instead."""
-    _check(tree, Plan, where)
+    check(tree, Plan, where)
     for key in ("label", "proxy"):
         if not isinstance(tree.get(key) or "", str | Mapping):
             raise ValueError(f"{where}.{key}: {tree[key]!r}, expected a word as in --reward, or keys with a `type`")
@@ -90,7 +90,7 @@ def structured(tree: Mapping[str, Any], kind: type[T], where: str) -> T:
     try:
         return made.structure(tree, kind)
     except Exception as error:  # cattrs groups what it found
-        raise ValueError(_reasons(error, where)) from None
+        raise ValueError(reasons(error, where)) from None
 
 
 def load(path: str) -> dict[str, Any]:

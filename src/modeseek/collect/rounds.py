@@ -76,7 +76,7 @@ def read_tree(word: str) -> dict[str, Any]:
 def from_dict(tree: Mapping[str, Any], where: str = "iterate") -> Rounds:
     """Rounds from plain data. Raises ValueError naming the key and what to write instead."""
     tree = dict(tree)
-    runs_config._check(tree, Rounds, where)
+    runs_config.check(tree, Rounds, where)
     train = dict(tree.pop("train", None) or {})
     method = train.get("method")
     if not isinstance(method, str) or method not in runs_config.names():
