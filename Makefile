@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check fast lint docs bench bench-peers study study-quick study-tune advice-regret test-browser test-vllm clean
+.PHONY: demo test check fast lint docs bench bench-peers bench-gpu gpu-plan study study-quick study-tune advice-regret test-browser test-vllm clean
 
 demo: $(READY)
 	$(BIN)/modeseek quickstart
@@ -36,6 +36,13 @@ bench-peers: .venv-peers/ready
 	.venv-peers/bin/python benchmarks/peers.py --markdown peers.md --json peers.json
 	.venv-peers/bin/python benchmarks/peers.py --case dpo --model M --markdown peers.md --json peers-M.json
 
+# On a GPU, with that machine's own Python; `make gpu-plan` first, where modeseek is installed.
+bench-gpu:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py $(if $(wildcard gpu-plan.json),--plan gpu-plan.json) --markdown gpu.md --json gpu.json
+
+gpu-plan: $(READY)
+	$(BIN)/python benchmarks/gpu.py --write-plan gpu-plan.json
+
 study: $(READY)
 	$(BIN)/modeseek study all --purpose report --markdown docs/studies/all.md
 
@@ -45,8 +52,9 @@ study-quick: $(READY)
 study-tune: $(READY)
 	$(BIN)/modeseek study all --tune
 
+# 400 worlds of each of three generators: 19 minutes of a busy core; QUICK=--quick, 60 of each: 3 minutes
 advice-regret: $(READY)
-	$(BIN)/python benchmarks/advice_regret.py
+	$(BIN)/python benchmarks/advice_regret.py $(QUICK)
 
 test-browser: $(READY)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[browser]"

@@ -1,22 +1,27 @@
 """Labels that each way of choosing pairs needs until the policy has 90% of the best gain: worlds as seeds.
 
 All start from the same 40 pairs of others and label 20 at a time. A world in which a way never gets there counts as the
-most labels, so that a mean says at least.
+most labels, so that a mean says at least. The strategies are those of `advise.acquire`, which know all labels so far,
+and the designs of `modeseek collect`, which name the pairs of a chunk before a label of it is known.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import partial
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import Generator, Tensor
 
 from modeseek import estimate
-from modeseek.advise.acquire import STRATEGIES, buy
+from modeseek.advise.acquire import STRATEGIES, Shop, buy, drawn
 from modeseek.advise.worlds import FIRST, generate
+from modeseek.collect import choose
+from modeseek.collect.rows import Response
 
 GOAL = 0.9
 
@@ -30,6 +35,7 @@ def main() -> None:
         "--misspecification", type=float, default=0.3, help="share of the reward no feature says, at most"
     )
     asked.add_argument("--seed", type=int, default=900_000)
+    asked.add_argument("--only", default="", help="strategies whose name has this in it, beside random")
     found = asked.parse_args()
     span = (0.0, found.misspecification)
     ranges = dataclasses.replace(
@@ -38,7 +44,9 @@ def main() -> None:
     worlds = generate(found.worlds, ranges, found.seed)
     needed, reached, end = {}, {}, {}
     with Progress(console=Console(stderr=True)) as progress:
-        for name, strategy in progress.track(STRATEGIES.items(), description="strategies"):
+        named = {f"collect's {name}, of {k}": partial(ahead, name, k) for name in choose.DESIGNS for k in (4, 8)}
+        wanted = {n: s for n, s in (STRATEGIES | named).items() if found.only in n or n == "random"}
+        for name, strategy in progress.track(wanted.items(), description="strategies"):
             curve = list(buy(worlds, strategy, labels=found.labels, seed=found.seed))
             share = torch.stack([s for _, s in curve], 1)  # [W, looks]
             spent = torch.tensor([n for n, _ in curve], dtype=torch.float64)
@@ -59,6 +67,18 @@ def main() -> None:
             str(estimate.mean(end[name].numpy())),
         )
     Console(width=120).print(table)
+
+
+def ahead(select: str, k: int, shop: Shop, n: int, rng: Generator) -> Tensor:
+    """As `collect` does: of each of n prompts' k own responses one pair, by a design that has seen no label."""
+    places = drawn(shop, n, k, rng)  # [W, n, k]
+    chosen = []
+    for seen, world in zip(shop.worlds.seen.flatten(1, 2).numpy(), places, strict=True):
+        groups = [("", [Response(text=str(at), draw=str(i)) for i, at in enumerate(row)]) for row in world.tolist()]
+        points = choose.projected([seen[row] for row in world.numpy()])
+        pairs = [found[0] if found else (0, 1) for found in choose.without_reward(groups, select, 0, points)]
+        chosen.append(world.gather(1, torch.tensor(pairs)))
+    return torch.stack(chosen)
 
 
 if __name__ == "__main__":

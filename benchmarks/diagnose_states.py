@@ -43,7 +43,7 @@ RUNS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "DPO, a high rate": ("dpo", {"learning_rate": 1e-3}, "pairs"),
     "DPO, acts in another order": ("dpo", {"learning_rate": 3e-4}, "swapped"),
     "RLOO": ("rloo", {"learning_rate": 3e-4, **TRUE}, "pairs"),
-    "RLOO, a high rate, no KL": ("rloo", {"learning_rate": 3e-3, **TRUE}, "pairs"),
+    "RLOO, a high rate": ("rloo", {"learning_rate": 3e-3, **TRUE}, "pairs"),
     "RLOO for length": ("rloo", {"learning_rate": 5e-4, **LONGER}, "pairs"),
     "online DPO for length": ("online_dpo", {"learning_rate": 3e-4, **LONGER}, "pairs"),
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import NEW, ends
+from peer_ways import NEW, ends
 from step import MODELS, make_groups, make_model
 
 from modeseek.batch import Batch

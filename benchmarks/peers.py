@@ -7,31 +7,23 @@ Each way runs alone in a process of one thread and says its CPU seconds (of the 
 little), its losses, and its peak memory above the level before training. A round runs every way once; a ratio is the
 median over rounds of the rounds' ratios. TRL's trainers run as they are, their step timed from callbacks; `compacted`
 turns on by hand the one thing that they do on a GPU only: the output layer on completion tokens alone. Random weights,
-log-normal lengths (see step.py); a fortieth of the vocabulary ends a sample, so that lengths are geometric.
+log-normal lengths (see step.py); a fortieth of the vocabulary ends a sample, so that lengths are geometric. `rebuilt`
+are the steps of trl_step.py, the baseline of gpu.py: their CPU seconds over the real one's are told below the table.
 """
 
 import argparse
-import copy
 import json
 import os
 import platform
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
+from peer_ways import OURS, PAIRS, REBUILT, ways
 
-NEW = 64  # tokens of a sample at most
-PAIRS = {"S": (40, 8), "M": (12, 4)}  # in all, and a step
-STEPS = 3  # of a method that samples, behind one that is not timed
-RATE = {"dpo": 1e-4, "rloo": 1e-7, "online_dpo": 1e-7}  # samples that grew longer would be another task
 GOALS = {  # case: {peer: (gate, stretch)}, in times faster, and of memory as a share of the peer's
     "dpo": {
         "TRL, its defaults (bf16, checkpointing)": (6, 8),
@@ -40,229 +32,12 @@ GOALS = {  # case: {peer: (gate, stretch)}, in times faster, and of memory as a 
     },
     "rloo": {"TRL": (10, 14)},
     "online_dpo": {"TRL": (4.5, 6)},
-    "rollout k=1": {"generate()": (2, 3), "generate(), static cache": (3, 4.5)},
-    "rollout k=4": {"generate()": (4, 6), "generate(), static cache": (3, 4.5)},
-    "rollout k=8": {"generate()": (10, 14), "generate(), static cache": (3, 4.5)},
+    "rollout k=1": {"generate()": (2, 3), "generate(), static cache": (3, 4.5), "generate_batch": (3, 4.5)},
+    "rollout k=4": {"generate()": (4, 6), "generate(), static cache": (3, 4.5), "generate_batch": (3, 4.5)},
+    "rollout k=8": {"generate()": (10, 14), "generate(), static cache": (3, 4.5), "generate_batch": (3, 4.5)},
 }
+NEAR = 0.1  # of the real step's time: how far a rebuilt one's may lie
 MEMORY = {"S": (1 / 4, 1 / 5), "M": (1 / 3, 1 / 4)}  # of TRL's precompute, in the DPO step
-OURS = "modeseek, fp32, cached reference"
-
-
-class Clock:
-    """CPU seconds, and memory above the level at the start."""
-
-    def __init__(self) -> None:
-        self.level = _memory(reset=True)
-        self.begun = time.process_time()
-
-    def read(self, losses: list[float], **more: Any) -> dict[str, Any]:
-        seconds = time.process_time() - self.begun
-        return {"seconds": seconds, "peak_mib": _memory() - self.level, "losses": losses, **more}
-
-
-def _memory(*, reset: bool = False) -> float:
-    """MiB: resident now where the peak is set back, else the peak since. Linux's own account of the process."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmRSS:" if reset else "VmHWM:")[2].split()[0]) / 1024
-
-
-def ends(vocab: int) -> list[int]:
-    """The tokens that end a sample; 2, which ends a pair's responses, is one of them."""
-    return [2, *sorted(random.Random(5).sample(range(4, vocab), vocab // 40))]
-
-
-def tokenizer(vocab: int) -> Any:
-    """A word a token: text and ids are the same thing said twice."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {f"t{i}": i for i in range(4, vocab)}
-    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, padding_side="left", **names)
-
-
-def prepared(model: str, n: int) -> tuple[Any, Any]:
-    """The model, and n pairs."""
-    from step import make_groups, make_model
-
-    made = make_model(model)
-    made.generation_config.eos_token_id = ends(made.config.vocab_size)
-    return made, make_groups(n, made.config.vocab_size)
-
-
-# ours
-
-
-def ours(case: str, model: str, kept: bool) -> dict[str, Any]:
-    """Our own loop, as a run has it; `kept`: the reference's log-probabilities are in the cache already."""
-    import torch
-
-    from modeseek.objectives import DPO, PolicyGradient
-    from modeseek.policies.cache import Cached
-    from modeseek.policies.hf import HFPolicy
-    from modeseek.sources import Sampler
-    from modeseek.stages import best_worst, leave_one_out, refer, score
-    from modeseek.train import Loop, Steps
-
-    pairs, size = PAIRS[model]
-    made, batch = prepared(model, pairs if case == "dpo" else 8 * (1 + STEPS))
-    policy = HFPolicy(made, eos=ends(made.config.vocab_size), max_new=NEW)
-    reference: Any = policy.reference()
-    rounds = iter(batch.split(size if case == "dpo" else 8))
-    with tempfile.TemporaryDirectory() as folder:
-        if kept:
-            reference = Cached(reference, folder)
-            for part in batch.split(size):
-                reference.logp(part)
-        each = lambda rng: next(rounds)
-        if case != "dpo":
-            draw = Sampler(policy=policy, k=4 if case == "rloo" else 2)
-            each = lambda rng: draw(next(rounds), rng)
-        steps = Steps(max_steps=99, learning_rate=RATE[case])
-        objective, stages = {
-            "dpo": (DPO(), [refer(reference)]),
-            "rloo": (PolicyGradient(), [score(longer), leave_one_out]),
-            "online_dpo": (DPO(), [score(longer), best_worst, refer(reference)]),
-        }[case]
-        loop = Loop(
-            policy, objective, each, stages, steps, (), partial(torch.optim.AdamW, fused=True)
-        )  # as a run has it
-        if case != "dpo":
-            loop.advance()
-        clock, losses = Clock(), []
-        for _ in range(pairs // size if case == "dpo" else STEPS):
-            losses.append(loop.advance()["loss"])
-        return clock.read(losses, dtype="fp32")
-
-
-def longer(batch: Any) -> Any:
-    return batch.mask.sum(-1).float()
-
-
-# TRL
-
-
-def trl(case: str, model: str, *, bf16: bool, checkpointing: bool, precompute: bool, compact: bool) -> dict[str, Any]:
-    """TRL's own trainer, its data in their order; `compact` on its GPU-only row compaction."""
-    import torch
-    from datasets import Dataset
-    from torch.utils.data import SequentialSampler
-    from transformers import TrainerCallback
-
-    if compact:
-        import trl.trainer.utils as inner
-
-        inner._use_triton = lambda device: True
-    pairs, size = PAIRS[model]
-    made, batch = prepared(model, pairs if case == "dpo" else 8 * (1 + STEPS))
-    words = lambda ids: " ".join("</s>" if i == 2 else f"t{i}" for i in ids)
-    rows = [{"prompt": words(batch.prompt[p][batch.prompt_mask[p]].tolist())} for p in range(len(batch))]
-    if case == "dpo":
-        for p, row in enumerate(rows):
-            told = [batch.response[p, k][batch.mask[p, k]].tolist() for k in range(2)]
-            row |= {"chosen": " " + words(told[0]), "rejected": " " + words(told[1])}
-    told: dict[str, Any] = {
-        "output_dir": tempfile.mkdtemp(),
-        "learning_rate": RATE[case],
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "bf16": bf16,
-        "gradient_checkpointing": checkpointing,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "max_steps": pairs // size if case == "dpo" else 1 + STEPS,
-    }
-    trainer = _trainer(case, made, rows, told, size, precompute)
-    data = trainer.train_dataset
-    if case != "rloo":  # RLOO repeats each prompt by a sampler of its own
-        trainer._get_train_sampler = lambda *_, **__: SequentialSampler(data)
-    found: dict[str, Any] = {}
-
-    class Timed(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == (0 if case == "dpo" else 1):
-                found["clock"] = Clock()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if "clock" in found:
-                found["read"] = found["clock"].read([])
-
-    assert isinstance(data, Dataset)
-    trainer.add_callback(Timed())
-    torch.manual_seed(0)
-    trainer.train()
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return found["read"] | {"losses": losses, "dtype": "bf16" if bf16 else "fp32"}
-
-
-def _trainer(
-    case: str, made: Any, rows: list[dict[str, Any]], told: dict[str, Any], size: int, precompute: bool
-) -> Any:
-    from datasets import Dataset
-
-    data, words = Dataset.from_list(rows), tokenizer(made.config.vocab_size)
-    if case == "dpo":
-        from trl import DPOConfig, DPOTrainer
-
-        more = {"per_device_train_batch_size": size, "precompute_ref_log_probs": precompute, "beta": 0.1}
-        frozen = None if precompute else copy.deepcopy(made)
-        return DPOTrainer(made, frozen, args=DPOConfig(**told, **more), train_dataset=data, processing_class=words)
-    length = lambda completions, **_: [float(len(text.split())) for text in completions]
-    if case == "rloo":
-        from trl import RLOOConfig, RLOOTrainer
-
-        more = {"per_device_train_batch_size": 32, "num_generations": 4, "max_completion_length": NEW, "beta": 0.0}
-        options = {"args": RLOOConfig(**told, **more, shuffle_dataset=False), "train_dataset": data}
-        return RLOOTrainer(made, reward_funcs=length, processing_class=words, **options)
-    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
-
-    more = {"per_device_train_batch_size": 8, "max_new_tokens": NEW, "temperature": 1.0, "beta": 0.1}
-    options = {"args": OnlineDPOConfig(**told, **more), "train_dataset": data}
-    return OnlineDPOTrainer(made, copy.deepcopy(made), reward_funcs=length, processing_class=words, **options)
-
-
-def rollouts(model: str, k: int, way: str) -> dict[str, Any]:
-    """One way of `rollout.py`, a seed a call."""
-    import rollout
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    run = rollout.ways(model, rollout.make_prompts(model, 8), k)[way]
-    if way == "ours":
-        run(0)
-    clock = Clock()
-    return clock.read([], tokens=[run(seed) for seed in range(2)])
-
-
-# the comparison
-
-
-def ways(case: str, model: str) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Each way to do a case, ours first."""
-    plain = {"bf16": False, "checkpointing": False, "precompute": False, "compact": False}
-    if case.startswith("rollout"):
-        k = int(case.rpartition("=")[2])
-        names = {"modeseek": "ours", "generate()": "generate", "generate(), static cache": "generate, static"}
-        return {name: lambda way=way: rollouts(model, k, way) for name, way in names.items()}
-    if case != "dpo":
-        return {"modeseek": lambda: ours(case, model, kept=False), "TRL": lambda: trl(case, model, **plain)}
-    told = {
-        "TRL, its defaults (bf16, checkpointing)": {"bf16": True, "checkpointing": True},
-        "TRL, fp32, checkpointing": {"checkpointing": True},
-        "TRL, fp32, precomputed": {"precompute": True},
-        "TRL, fp32, precomputed, compacted": {"precompute": True, "compact": True},
-    }
-    peers = {name: lambda more=more: trl(case, model, **(plain | more)) for name, more in told.items()}
-    mine = {OURS: lambda: ours(case, model, kept=True)}
-    return mine | {"modeseek, fp32, reference each step": lambda: ours(case, model, kept=False)} | peers
 
 
 def alone(case: str, model: str, way: str) -> dict[str, Any]:
@@ -270,35 +45,40 @@ def alone(case: str, model: str, way: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         words = [sys.executable, __file__, "--case", case, "--model", model, "--way", way, "--json", str(out)]
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         if done.returncode:
             raise RuntimeError(f"{case}, {way}: {done.stderr[-2000:]}")
         return json.loads(out.read_text())
 
 
 def compare(case: str, model: str, rounds: int) -> dict[str, Any]:
-    """Every way `rounds` times, in turn."""
+    """Every way `rounds` times, in turn. A peer that does not run is told with its error."""
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways(case, model)}
+    failed: dict[str, str] = {}
     for _ in range(rounds):
-        for way, runs in found.items():
+        for way in [w for w in found if w not in failed]:
             print(f"{case}, {model}: {way}", file=sys.stderr, flush=True)
-            runs.append(alone(case, model, way))
+            try:
+                found[way].append(alone(case, model, way))
+            except RuntimeError as error:
+                if way.startswith("modeseek"):
+                    raise
+                failed[way] = str(error).strip().splitlines()[-1]
     first = next(iter(found.values()))
-    rows = {}
-    for way, runs in found.items():
-        apart = (
-            [abs(a - b) for a, b in zip(runs[0]["losses"], first[0]["losses"], strict=True)] if case == "dpo" else []
-        )
-        rows[way] = {
-            "seconds": statistics.median(run["seconds"] for run in runs),
-            "times_faster": statistics.median(
-                run["seconds"] / mine["seconds"] for run, mine in zip(runs, first, strict=True)
-            ),
-            "peak_mib": statistics.median(run["peak_mib"] for run in runs),
-            "loss_apart": max(apart, default=None),
-            "goal": GOALS.get(case, {}).get(way),
-        }
-    return {"case": case, "model": model, "rounds": rounds, "ways": rows}
+    rows = {way: _row(case, way, runs, first) for way, runs in found.items() if way not in failed}
+    return {"case": case, "model": model, "rounds": rounds, "ways": rows, "failed": failed}
+
+
+def _row(case: str, way: str, runs: list[dict[str, Any]], first: list[dict[str, Any]]) -> dict[str, Any]:
+    apart = [abs(a - b) for a, b in zip(runs[0]["losses"], first[0]["losses"], strict=True)] if case == "dpo" else []
+    faster = [run["seconds"] / mine["seconds"] for run, mine in zip(runs, first, strict=True)]
+    return {
+        "seconds": statistics.median(run["seconds"] for run in runs),
+        "times_faster": statistics.median(faster),
+        "peak_mib": statistics.median(run["peak_mib"] for run in runs),
+        "loss_apart": max(apart, default=None),
+        "goal": GOALS.get(case, {}).get(way),
+    }
 
 
 def table(found: dict[str, Any]) -> str:
@@ -311,7 +91,14 @@ def table(found: dict[str, Any]) -> str:
         apart = "" if x["loss_apart"] is None else f"{x['loss_apart']:.1e}"
         faster = f"{x['times_faster']:.1f}x" if x is not next(iter(rows.values())) else ""
         lines.append(f"| {way} | {x['seconds']:.2f} | {faster} | {goal} | {x['peak_mib']:.0f} | {apart} |")
-    if case == "dpo":
+    lines += [f"\n{way} does not run here: `{why}`" for way, why in found["failed"].items()]
+    both = [n for n in REBUILT if {f"TRL, {n}", f"rebuilt, {n}"} <= rows.keys()]
+    if both:
+        over = {n: rows[f"rebuilt, {n}"]["seconds"] / rows[f"TRL, {n}"]["seconds"] for n in both}
+        lines.append(
+            f"\nRebuilt over real (within {NEAR:.0%}): " + ", ".join(f"{n} {x:.2f}" for n, x in over.items()) + "."
+        )
+    if case == "dpo" and "TRL, fp32, precomputed" in rows:
         share = rows[OURS]["peak_mib"] / rows["TRL, fp32, precomputed"]["peak_mib"]
         gate, stretch = MEMORY[model]
         lines.append(f"\nPeak memory: {share:.2f} of TRL's precompute (gate {gate:.2f}, stretch {stretch:.2f}).")

@@ -108,17 +108,18 @@ class Ways:
         return time.process_time() - start, float(number.detach())
 
 
-def flops(model: LlamaForCausalLM, batch: Batch) -> float:
+def flops(model: Any, batch: Batch) -> float:
     """Of the products that remain when each prompt is computed once and nothing is padded."""
     c = model.config
-    width, layers, vocab = c.hidden_size, c.num_hidden_layers, c.vocab_size
-    weights = layers * (4 * width**2 + 3 * width * c.intermediate_size)
+    heads = c.num_attention_heads * getattr(c, "head_dim", c.hidden_size // c.num_attention_heads)
+    layers, head = c.num_hidden_layers, model.get_output_embeddings().weight.numel()
+    weights = sum(m.weight.numel() for m in model.base_model.layers.modules() if isinstance(m, nn.Linear))
     prompts, responses = batch.prompt_mask.sum(1), batch.mask.sum(2)
     shared, said = int(prompts.sum() + responses.sum()), int(responses.sum())
     looked = (prompts * (prompts + 1) / 2).sum() + (
         prompts[:, None] * responses + responses * (responses + 1) / 2
     ).sum()
-    return 6 * weights * shared + 6 * width * vocab * said + 3.5 * 4 * width * layers * float(looked)
+    return 6 * weights * shared + 6 * head * said + 3.5 * 4 * heads * layers * float(looked)
 
 
 def speed(width: int, inner: int) -> float:

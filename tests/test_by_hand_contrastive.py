@@ -45,6 +45,7 @@ from modeseek.objectives import (
     WithSFT,
     reads,
 )
+from modeseek.objectives.base import one_of
 from test_by_hand import BOTH, LOGP, MASK, REF, is_, t
 
 SWAPPED = LOGP.flip(1), REF.flip(1), MASK.flip(1)
@@ -197,6 +198,18 @@ def test_offset_dpo():
 def test_length_dpo():
     is_(LengthDPO(0.5, alpha=0.1)(LOGP, REF, MASK), nls(0.5 * 2 + 0.1 * (2 - 1)))
     is_(LengthDPO(0.3)(t([[-1], [-4]]), t([[-3], [-3]]), torch.ones(1, 2, 1, dtype=torch.bool)), nls(0.3 * (2 - -1)))
+
+
+def test_options_are_as_precise_as_the_numbers():
+    """0.1 and 0.7 in float32 would be wrong in the ninth digit."""
+    assert LengthDPO(0.5, alpha=0.1)(LOGP, REF, MASK).per_prompt.item() == pytest.approx(nls(1.1), rel=1e-14)
+    assert LDDPO(0.5, alpha=0.7)(LOGP, REF, MASK).per_prompt.item() == pytest.approx(nls(0.925), rel=1e-14)
+
+
+@pytest.mark.parametrize("name, value, choices", [("anchor", "up", ("zero", "down")), ("losers", "", ("worst",))])
+def test_a_choice_that_there_is_not_is_refused(name, value, choices):
+    with pytest.raises(ValueError, match=f"{name}: '{value}', expected one of {', '.join(choices)}"):
+        one_of(name, value, dict.fromkeys(choices))
 
 
 def test_hybrid_dpo():

@@ -13,6 +13,8 @@ import pytest
 from conftest import shared
 from modeseek import catalogue
 from modeseek.cli import COMMANDS, main
+from modeseek.commands import objectives
+from modeseek.train import NothingToLearn
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +41,15 @@ def test_a_misspelt_command_is_answered_with_the_nearest(capsys):
     assert main(["trian"]) == 2
     assert "did you mean train" in capsys.readouterr().err
     assert main([]) == 2
+
+
+def test_a_run_without_anything_to_learn_from_ends_with_one_line(monkeypatch, capsys):
+    def nothing(words):
+        raise NothingToLearn("do all rewards tie?")
+
+    monkeypatch.setattr(objectives, "main", nothing)
+    assert main(["objectives"]) == 1
+    assert capsys.readouterr().err == "modeseek objectives: do all rewards tie?\n"
 
 
 def broken(kind, folder):

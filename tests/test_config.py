@@ -38,6 +38,7 @@ def test_flags_reach_the_parts_of_a_run():
     run = load("rloo", ["--stages.kl_shaped.beta", "0.2"])
     assert [s.options for s in run.stages if s.name == "kl_shaped"] == [{"beta": 0.2}]
     assert load("dpo", ["--lora", "true"]).lora.r == 16
+    assert load("dpo", ["--columns", "{chosen: better}"]).columns == {"chosen": "better"}
 
 
 MISTAKES = [
@@ -51,6 +52,11 @@ MISTAKES = [
     ({"stages": [{"kl_shaped": 3}]}, "stage"),
     ({"max_steps": 0}, "max_steps: 0, expected at least 1"),
     ({"objective": {"type": "dpo", "label_smoothing": 0.7}}, "label_smoothing: 0.7"),
+    ({"objective": {"type": "with_kl", "inner": {"type": "ipo", "tau": 0.0}}}, r"tau: 0\.0, expected above 0"),
+    ({"columns": "chosen"}, r"run\.columns"),
+    ({"max_steps": 1.5}, r"1\.5, expected a whole number"),
+    ({"seed": True}, "True, expected a whole number"),
+    ({"mixture": [{"path": "a"}, {"path": "b", "wieght": 2}]}, r"run\.mixture\[1\]\.wieght: .*did you mean weight"),
     ({"reward": {"type": "lenght"}}, r"run\.reward\.type: 'lenght'; did you mean length"),
 ]
 
@@ -82,6 +88,12 @@ def test_what_is_not_yaml_is_said(tmp_path):
     file.write_text("objective: {type: dpo\n")
     with pytest.raises(ValueError, match=r"bad\.yaml: not YAML"):
         read_tree(str(file))
+
+
+def test_a_flag_that_is_not_yaml_is_named():
+    for flag in ("--columns", "--lora.r", "--stages.kl_shaped.beta"):
+        with pytest.raises(ValueError, match=f"{flag}: '\\[1' is not YAML"):
+            load("rloo", [flag, "[1"])
 
 
 def test_a_stage_that_the_method_lacks_cannot_be_told_anything():

@@ -154,6 +154,7 @@ def test_a_llama_with_a_known_kind_of_tokenizer_is_ready(ready):
         ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes are not read"),
         ("config.json", {"tie_word_embeddings": False}, "no output layer is stored"),
         ("tokenizer.json", {"model": {"type": "WordLevel", "vocab": {"a": 0}}}, "tokenizer is WordLevel"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}}}, "BPE without merges"),
         ("tokenizer.json", {"added_tokens": [{"id": 10**6, "content": "<x>"}]}, "the tokenizer writes id 1000000"),
     ],
 )
@@ -172,10 +173,49 @@ def test_shards_that_are_not_those_of_the_index_are_found(tiny, ready, tmp_path)
 
 
 def test_byte_level_tokenizers_and_control_words_are_noted(ready):
-    changed(ready, "tokenizer.json", model={"type": "BPE", "vocab": {"a": 0}}, pre_tokenizer={"type": "ByteLevel"})
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
+    changed(ready, "tokenizer.json", model=model, pre_tokenizer={"type": "ByteLevel"})
     changed(ready, "tokenizer_config.json", prompt_prefix="<good> ")
     notes = " ".join(said(ready, "note"))
     assert "by a hash" in notes and "begin with '<good> '" in notes and said(ready, "stop") == []
+
+
+SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 2, "max_position_embeddings": 32}
+FEW, TIED = {"num_key_value_heads": 1, "head_dim": 8}, {"tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("llama", FEW),
+        ("mistral", FEW),
+        ("qwen2", {"num_key_value_heads": 1}),
+        ("qwen3", FEW),
+        ("gemma", FEW | TIED),
+        ("gemma2", FEW | TIED),
+        ("gemma3_text", FEW | TIED),
+        ("phi3", {"num_key_value_heads": 1, "pad_token_id": 0}),
+        ("gpt_neox", {}),
+        ("smollm3", FEW | {"pad_token_id": 0}),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_llama_cpp_has_a_name_for_every_tensor_of_the_models_that_people_train(kind, more, tmp_path):
+    """Looked up in llama.cpp's own table; a tensor that it does not know stops the converter."""
+    pytest.importorskip("gguf", reason="llama.cpp's package gguf has the table of names")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **more)).save_pretrained(tmp_path)
+    assert [x for x in said(tmp_path, "good") if x.startswith("each of")], said(tmp_path, "stop")
+    shard = tmp_path / "model.safetensors"
+    save_file(load_file(shard) | {"model.layers.0.extra.weight": torch.zeros(1)}, shard)
+    assert "1 tensors have no name in a GGUF file, such as model.layers.0.extra.weight" in said(tmp_path, "stop")
+
+
+def test_without_the_table_names_are_not_looked_up_and_it_says_so(ready, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert any("were not looked up" in x for x in said(ready, "note")) and said(ready, "stop") == []
 
 
 def test_an_adapter_is_not_ready(adapter):

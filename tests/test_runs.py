@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from modeseek import checkpoint
+from modeseek.build import build
 from modeseek.cli import main
 from modeseek.config import load
 from modeseek.record import read
@@ -79,8 +80,6 @@ def test_kto_learns_from_unpaired_labels(tiny, fable_pairs, tmp_path):
 
 
 def test_a_reward_model_is_trained_by_the_same_command_and_scores_as_a_reward(tiny, fable_pairs, tmp_path):
-    from modeseek.build import build
-
     folder = train(
         run_of("reward_model", tiny, fable_pairs, tmp_path / "rm", max_steps=30, learning_rate=1e-2, eval_steps=10)
     )
@@ -253,6 +252,18 @@ REFUSED = [
     ("dpo", {"device": "cuda"}, "no CUDA device"),
     ("dpo", {"critic": "some_model"}, "reads no value"),
     ("hypo", {"minibatch": 2}, "at most 0 steps old"),
+    ("dpo", {"model": "/nowhere"}, "model: /nowhere is no folder with a model"),
+    ("dpo", {"objective.beta": -0.1}, "objective.beta: -0.1, expected at least 0"),
+    (
+        "rloo",
+        {"reward": "length", "stages.kl_shaped.beta": "heavy"},
+        "stages.kl_shaped.beta: 'heavy', expected a number",
+    ),
+    (
+        "ppo_critic",
+        {"reward": "length", "stages.gae.truncated": "end"},
+        "stages.gae.truncated: 'end', expected one of boot",
+    ),
     ("dpo", {"metric_for_best_model": "eval/nothing"}, "eval/nothing is not measured"),
 ]
 
@@ -263,6 +274,60 @@ def test_what_cannot_be_honoured_is_refused(method, flags, says, tiny, fable_pai
     words = [w for k, v in words.items() for w in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
     assert main(["train", method, *words]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "method, pairs, says",
+    [
+        ("kto", 5, r"row 11: found no label, expected one, since 10 of 15 rows have one"),
+        ("dpo", 0, "labels, which dpo does not read"),
+        ("pref_ft", 0, "labels, which pref_ft does not read"),
+        ("reward_model", 0, "labels, which reward_model does not read"),
+    ],
+)
+def test_labels_are_read_or_refused(method, pairs, says, tiny, fable_pairs, tmp_path):
+    """A bad response that nobody calls bad would be learnt as a good one."""
+    told = [json.loads(line) for line in fable_pairs.read_text().splitlines()[:15]]
+    rows = [{"prompt": row["prompt"], "completion": row["rejected"], "label": False} for row in told[:10]]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *told[10 : 10 + pairs]]))
+    with pytest.raises(ValueError, match=says):
+        build(run_of(method, tiny, data, tmp_path / "run", eval_size=0))
+
+
+def test_demonstrations_are_learnt_by_pref_ft_and_by_no_contrast(tiny, fable_pairs, tmp_path):
+    told = [json.loads(line) for line in fable_pairs.read_text().splitlines()]
+    data = tmp_path / "demonstrations.jsonl"
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in told]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs, alone = (build(run_of("pref_ft", tiny, path, tmp_path / "run")).train for path in (fable_pairs, data))
+    first = [pairs.response[int(k)].tolist() for k in pairs.first[:-1]]
+    assert [alone.response[k].tolist() for k in range(len(alone))] == first
+    with pytest.raises(ValueError, match="single response: 38"):
+        build(run_of("dpo", tiny, data, tmp_path / "run"))
+
+
+def test_columns_with_other_names_are_the_same_data(tiny, fable_pairs, tmp_path):
+    told = [json.loads(line) for line in fable_pairs.read_text().splitlines()]
+    renamed, judged = tmp_path / "renamed.jsonl", tmp_path / "judged.jsonl"
+    sides = lambda row: {"prompt": row["prompt"], "up": row["chosen"], "down": row["rejected"]}
+    renamed.write_text("".join(json.dumps(sides(row)) + "\n" for row in told))
+    judged.write_text("".join(json.dumps({**sides(row), "better": 0}) + "\n" for row in told))
+    codes = {"response_a": "up", "response_b": "down", "winner": {"column": "better", "a": 0, "b": 1, "tie": 2}}
+    part = {"path": str(judged), "columns": codes}
+    mixed = tmp_path / "mixed.yaml"
+    mixed.write_text(yaml.safe_dump({"extends": "dpo", "mixture": [part], "model": str(tiny), **SHORT}))
+    flags = {"columns": "{chosen: up, rejected: down}"}
+    expected, *found = (
+        build(run).train
+        for run in (
+            run_of("dpo", tiny, fable_pairs, tmp_path / "run"),
+            run_of("dpo", tiny, renamed, tmp_path / "run", **flags),
+            load(str(mixed)),
+        )
+    )
+    for other in found:
+        assert (other.prompt.ids == expected.prompt.ids).all() and (other.response.ids == expected.response.ids).all()
 
 
 def test_the_command_line_trains_evaluates_and_reports(tiny, fable_pairs, tmp_path, capsys):

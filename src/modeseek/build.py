@@ -4,12 +4,12 @@ import dataclasses
 import importlib.util
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 
@@ -18,9 +18,11 @@ from modeseek.batch import COLUMNS
 from modeseek.config import Hybrid, Offline, OnPolicy, Run, StageSpec, to_dict
 from modeseek.data.control import by_label
 from modeseek.data.files import read, split_holdout
-from modeseek.data.records import Record
+from modeseek.data.records import DataError, Record
 from modeseek.data.tokenise import Groups, Responses, Template, prefix_of, tokenise
+from modeseek.distributed.team import home
 from modeseek.objectives import SFT, max_age, may_read, reads
+from modeseek.objectives.base import one_of
 from modeseek.policies.cache import Cached
 from modeseek.policies.hf import HFPolicy, Reference, end_tokens, load_model
 from modeseek.policies.stop import Stop
@@ -55,8 +57,11 @@ class Parts:
     card: dict[str, Any]
 
 
-def build(run: Run) -> Parts:
-    """Load data, model and reward, and put the loop together. Raises ValueError before anything is spent."""
+def build(run: Run, *, empty: bool = False) -> Parts:
+    """Load data, model and reward, and put the loop together. Raises ValueError before anything is spent.
+
+    With `empty` the policy has no weights yet (PyTorch's `meta`): `runs.spread` deals them out in pieces.
+    """
     if not run.model:
         raise ValueError("model: none given; write --model FOLDER_OR_HUB_NAME")
     if not (run.data or run.mixture):
@@ -65,14 +70,7 @@ def build(run: Run) -> Parts:
     device = device_of(run.device)
     template = Template.load(run.model, trust_remote_code=run.trust_remote_code)
     template = template.steered(run.control_good) if run.control_good else template
-    policy: HFPolicy | RewardModel
-    if scores(run):
-        policy = RewardModel.load(run.model, trust_remote_code=run.trust_remote_code)
-        policy.to(device)
-    else:
-        policy = load_policy(run.model, template, max_new=run.max_completion_length, run=run, device=device)
-        if needs_critic(run):
-            policy.critic = critic(run, policy, device)
+    policy = trained(run, template, "meta" if empty else device)
     train, held_out, counts = load_data(run, template, context=context_of(policy))
     for column in sorted(reads(run.objective) & {"margin", "label"}):
         if column not in train.columns and not (column == "label" and _has(run, "label_pairs")):
@@ -80,11 +78,17 @@ def build(run: Run) -> Parts:
             raise ValueError(
                 f"data: {run.method or 'this method'} reads {column} ({what}), which these data do not have"
             )
+    heard = "label" in reads(run.objective) or _has(run, "keep_good") or bool(run.control_good)
+    if "label" in train.columns and not heard:
+        method = run.method or "this method"
+        raise ValueError(
+            f"data: single responses with labels, which {method} does not read; write kto or binary_feedme"
+        )
     keeps = isinstance(policy, HFPolicy) and (run.measure_kl or needs_reference(run) or policy.has_adapter)
     reference = policy.reference() if isinstance(policy, HFPolicy) and keeps else None
     if isinstance(policy, HFPolicy) and "kl" in reads(run.objective) | may_read(run.objective):
         policy.measure_against(reference or policy.reference())
-    if reference is not None and run.reference_cache:
+    if reference is not None and run.reference_cache and not empty:
         reference = Cached(reference, run.reference_cache)
     reward = None if run.reward is None else build_reward(run.reward, template, raw_prompts(train, held_out))
     gold = None if run.gold_reward is None else build_reward(run.gold_reward, template, raw_prompts(train, held_out))
@@ -131,6 +135,9 @@ def raw_prompts(*groups: Groups | None) -> Prompts:
 
 def refuse(run: Run) -> None:
     """What does not go together, said before anything is loaded."""
+    for key, value in _numbers(run.objective, "objective"):
+        if value < 0:
+            raise ValueError(f"{key}: {value}, expected at least 0")
     names = [spec.name for spec in run.stages]
     reads_reward = "reward" in _asked_by_stages(run)
     if scores(run) and (run.lora or not isinstance(run.source, Offline)):
@@ -168,6 +175,8 @@ def refuse(run: Run) -> None:
             )
         if run.control_good == run.control_bad:
             raise ValueError(f"control_bad: {run.control_bad!r}, expected other words than control_good")
+    if run.unverified and (not run.fast or device_of(run.device) == "cpu"):
+        raise ValueError("unverified: packed rows are verified on a CPU, and `fast: false` takes none; leave it out")
     if run.sampler and run.stop_strings:
         raise ValueError("stop_strings: a server draws the samples and would cut them off; leave them or sampler out")
     if run.sampler and isinstance(run.source, Offline):
@@ -196,6 +205,14 @@ def refuse(run: Run) -> None:
         )
 
 
+def _numbers(part: Any, where: str) -> Iterator[tuple[str, float]]:
+    for name, value in vars(part).items():
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{where}.{name}")
+        elif isinstance(value, int | float):
+            yield f"{where}.{name}", value
+
+
 def settled(run: Run, prompts: int) -> Run:
     """The run with `num_train_epochs` turned into optimiser steps."""
     if run.num_train_epochs is None:
@@ -205,6 +222,16 @@ def settled(run: Run, prompts: int) -> Run:
         rounds.append(prompts % run.prompts_per_round)
     steps = sum(-(-size // (run.minibatch or size)) for size in rounds) * run.passes
     return replace(run, max_steps=steps * run.num_train_epochs, num_train_epochs=None)
+
+
+def trained(run: Run, template: Template, device: str) -> HFPolicy | RewardModel:
+    """What the run trains, as it begins; on the device `meta` all but its weights."""
+    if scores(run):
+        return RewardModel.load(run.model, trust_remote_code=run.trust_remote_code, device=device)
+    policy = load_policy(run.model, template, max_new=run.max_completion_length, run=run, device=device)
+    if needs_critic(run):
+        policy.critic = critic(run, policy, device)
+    return policy
 
 
 def load_policy(
@@ -231,18 +258,19 @@ def load_policy(
     ends = end_tokens(model, template.tokenizer)
     config: Any = model.config
     stop = Stop(run.stop_strings, template.tokenizer, config.vocab_size) if run.stop_strings else None
-    return HFPolicy(model, eos=ends, max_new=max_new, fast=run.fast, token_budget=run.token_budget, stop=stop)
+    how: dict[str, Any] = {"fast": run.fast, "unverified": run.unverified, "token_budget": run.token_budget}
+    return HFPolicy(model, eos=ends, max_new=max_new, stop=stop, **how)
 
 
 def load_data(run: Run, template: Template, context: int | None) -> tuple[Groups, Groups | None, dict[str, Any]]:
     """Training and held-out groups, and what became of the rows."""
     data: Any = [vars(part) for part in run.mixture] if run.mixture else run.data
     aside = Path(run.output_dir) / "bad_rows.jsonl" if run.skip_bad_rows else None
-    reading = read(data, split=run.split, skip_bad_rows=aside)
+    reading = read(data, split=run.split, columns=run.columns, skip_bad_rows=aside)
     held: Sequence[Record] = []
     records: Sequence[Record] = reading.records
     if run.eval_data:
-        held = read(run.eval_data, split=run.split).records
+        held = read(run.eval_data, split=run.split, columns=run.columns).records
     elif run.eval_size:
         records, held = split_holdout(records, run.eval_size, run.seed)
     held = Random(run.seed).sample(held, len(held))  # evaluation takes the first of them, and files are often sorted
@@ -253,8 +281,8 @@ def load_data(run: Run, template: Template, context: int | None) -> tuple[Groups
         case Hybrid():
             responses = "best_worst"
         case Offline():
-            unpaired = any(record.labels is not None for record in records)  # single responses, each with a label
-            responses = "keep" if unpaired else run.responses
+            told = isinstance(run.objective, SFT) and all(len(r.responses) == 1 for r in records)  # demonstrations
+            responses = "keep" if run.control_good or told or unpaired(records) else run.responses
     options: dict[str, Any] = {"max_length": limit, "max_completion_length": run.max_completion_length}
     options["truncate_responses"] = run.truncate_responses
     if run.control_good:  # the words are in each prompt, by the label of its response
@@ -265,14 +293,29 @@ def load_data(run: Run, template: Template, context: int | None) -> tuple[Groups
     else:
         train = tokenise(records, template, responses=responses, **options)
     has_pairs = any(len(r.responses) > 1 for r in held)
-    kept = tokenise(held, template, responses="best_worst" if has_pairs else "none", **options) if held else None
+    try:
+        kept = tokenise(held, template, responses="best_worst" if has_pairs else "none", **options) if held else None
+    except DataError as error:
+        raise DataError(f"held out: {error}; hold out more rows (eval_size), or none with eval_size: 0") from error
     counts = {"train": train.counts, "held_out": kept.counts if kept else {}, "bad_rows": len(reading.bad)}
     return train, kept, counts
 
 
+def unpaired(records: Sequence[Record]) -> bool:
+    """Whether the rows are single responses, each with a label. Other rows among them would be taken for good ones."""
+    labelled = [record.labels is not None for record in records]
+    if any(labelled) and not all(labelled):
+        odd = records[labelled.index(False)]
+        raise ValueError(
+            f"data: {odd.source}, row {odd.row}: found no label, expected one, since {sum(labelled)} of {len(records)} "
+            "rows have one; train on one kind of rows, pairs or labelled responses"
+        )
+    return any(labelled)
+
+
 def source_of(run: Run, policy: Any, data: Groups) -> Source:
     """Where rounds come from."""
-    drawn = OfflineSource(data, run.prompts_per_round, next(policy.parameters()).device)
+    drawn = OfflineSource(data, run.prompts_per_round, home(next(policy.parameters())))
     if run.sampler:
         policy = in_step(run.sampler, policy, Path(run.output_dir) / "sampler", where="sampler")
     match run.source:
@@ -317,7 +360,25 @@ def stage_of(spec: StageSpec, parts: Mapping[str, Any]) -> Stage:
     for key, parameter in options.items():
         if parameter.default is parameter.empty and key not in spec.options:
             raise ValueError(f"stages.{spec.name}.{key}: needed, as in --stages.{spec.name}.{key} 0.05")
-    return made(**{n: parts[n] for n in parameters if n in parts}, **spec.options)
+    told = {
+        key: _option(f"stages.{spec.name}.{key}", spec.options[key], options[key].annotation) for key in spec.options
+    }
+    return made(**{n: parts[n] for n in parameters if n in parts}, **told)
+
+
+def _option(where: str, value: Any, kind: Any) -> Any:
+    """A stage's option as its annotation asks for it; YAML reads 1e-3 as a text."""
+    if get_origin(kind) is Literal:
+        one_of(where, value, dict.fromkeys(get_args(kind)))
+    elif kind in (int, float):
+        try:
+            number = None if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is None or (kind is int and not number.is_integer()):
+            raise ValueError(f"{where}: {value!r}, expected {'a whole' if kind is int else 'a'} number")
+        return kind(number)
+    return value
 
 
 def corrected(run: Run) -> tuple[StageSpec, ...]:
@@ -346,7 +407,8 @@ def needs_critic(run: Run) -> bool:
 def critic(run: Run, policy: HFPolicy, device: str) -> RewardModel:
     """A value head on a body of its own, in the policy's dtype; the head of a language model starts at zero."""
     dtype = next(policy.parameters()).dtype
-    made = RewardModel.load(run.critic or run.model, trust_remote_code=run.trust_remote_code)
+    where = "meta" if device == "meta" else "cpu"
+    made = RewardModel.load(run.critic or run.model, trust_remote_code=run.trust_remote_code, device=where)
     vocabulary = lambda model: model.get_input_embeddings().num_embeddings
     theirs, ours = vocabulary(made.model), vocabulary(policy.model)
     if theirs < ours:
@@ -397,6 +459,8 @@ def describe(run: Run, policy: HFPolicy | RewardModel, template: Template, count
         run.correction == "none" and reuses(run) and not corrects_itself(run)
     ):
         warnings.append("correction: none uses old samples as if they were fresh: the gradient is biased")
+    if (limit := counts["train"].get("max_length", run.max_length)) < run.max_length:
+        warnings.append(f"max_length: {run.max_length}, but the model reads {limit} tokens, which is the limit")
     dropped = sum(counts["train"].get("dropped", {}).values())
     if dropped:
         reasons = ", ".join(f"{n} {why}" for why, n in counts["train"]["dropped"].items())

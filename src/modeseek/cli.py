@@ -74,9 +74,9 @@ def _run(name: str, rest: list[str]) -> int:
         print(f"modeseek {name}: stopped", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        from modeseek.train import NotFinite
+        from modeseek.train import NotFinite, NothingToLearn
 
-        if not isinstance(error, NotFinite):
+        if not isinstance(error, NotFinite | NothingToLearn):
             raise
         print(f"modeseek {name}: {error}", file=sys.stderr)
         return 1

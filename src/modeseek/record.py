@@ -6,34 +6,20 @@
     samples.jsonl   one object a sampled response: step, prompt, response, reward, reference
     results.json    what `evaluate` measured: a list of {name, value, low, high, n}
 
-Everything but the two growing files is replaced whole (written beside, synced, renamed). JSON has no NaN: such
-a number is stored as null, and in a row `"nonfinite": {"loss": "nan"}` beside it keeps which one it was.
+Everything but the two growing files is replaced whole (written beside, synced, renamed; `modeseek.disk`).
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import math
-import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import yaml
+from modeseek.disk import append, plain, read_json, read_lines, read_yaml, write_bytes, write_json, write_yaml
+from modeseek.loggers import Logger, check_loggers, open_loggers
 
 RUN, CARD, ROWS, SAMPLES, RESULTS = "run.yaml", "card.json", "rows.jsonl", "samples.jsonl", "results.json"
-
-
-@runtime_checkable
-class Logger(Protocol):
-    """Somebody else's place for the same rows."""
-
-    def row(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +40,7 @@ class Record:
         path = Path(path)
         if (path / ROWS).exists() and (path / ROWS).stat().st_size:
             raise ValueError(
-                f"output_dir: {path} already holds a run ({len(_lines(path / ROWS)[0])} rows); "
+                f"output_dir: {path} already holds a run ({len(read_lines(path / ROWS)[0])} rows); "
                 "write --resume to continue it, or choose another output_dir"
             )
         if path.exists() and not path.is_dir():
@@ -77,26 +63,26 @@ class Record:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Append one logged step. It names its `step`; the numbers go to the loggers as well."""
-        _append(self.path / ROWS, [row])
-        plain = _plain(row)
-        metrics = {k: float(v) for k, v in plain.items() if k != "step" and isinstance(v, int | float)}
+        append(self.path / ROWS, [row])
+        told = plain(row)
+        metrics = {k: float(v) for k, v in told.items() if k != "step" and isinstance(v, int | float)}
         for logger in self.loggers:
-            logger.row(plain["step"], metrics)
+            logger.row(told["step"], metrics)
 
     def samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Append responses: `step, prompt, response`; where known `reward`, and the `reference`'s response."""
         for sample in samples:
             if missing := {"prompt", "response"} - sample.keys():
                 raise ValueError(f"a sample lacks {', '.join(sorted(missing))}: it has {sorted(sample)}")
-        _append(self.path / SAMPLES, samples)
+        append(self.path / SAMPLES, samples)
 
     def card(self, **facts: Any) -> None:
         """Add facts to the run card, or replace them."""
-        write_json(self.path / CARD, {**_json(self.path / CARD, {}), **facts})
+        write_json(self.path / CARD, {**read_json(self.path / CARD, {}), **facts})
 
     def warn(self, warning: str) -> None:
         """Put a warning on the run card, once."""
-        warnings = _json(self.path / CARD, {}).get("warnings", [])
+        warnings = read_json(self.path / CARD, {}).get("warnings", [])
         if warning not in warnings:
             self.card(warnings=[*warnings, warning])
 
@@ -128,14 +114,14 @@ def read(path: str | Path) -> RunData:
     path = Path(path)
     if not is_run(path):
         raise ValueError(f"{path} is not a run: {_why_not(path)}")
-    (rows, rows_torn), (samples, samples_torn) = _lines(path / ROWS), _lines(path / SAMPLES)
+    (rows, rows_torn), (samples, samples_torn) = read_lines(path / ROWS), read_lines(path / SAMPLES)
     return RunData(
         path=path,
-        card=_json(path / CARD, {}),
-        config=_yaml(path / RUN),
+        card=read_json(path / CARD, {}),
+        config=read_yaml(path / RUN),
         rows=[_with_nonfinite(row) for _, row in rows],
         samples=[_with_nonfinite(sample) for _, sample in samples],
-        results=_json(path / RESULTS, []),
+        results=read_json(path / RESULTS, []),
         torn=tuple(name for name, torn in ((ROWS, rows_torn), (SAMPLES, samples_torn)) if torn),
     )
 
@@ -160,99 +146,13 @@ def truncate(path: str | Path, step: int) -> int:
     """
     gone = 0
     for file in (Path(path) / ROWS, Path(path) / SAMPLES):
-        lines, torn = _lines(file)
+        lines, torn = read_lines(file)
         kept = [line for line, row in lines if row["step"] <= step]
         gone += len(lines) - len(kept) + torn
         content = b"".join(line + b"\n" for line in kept)
         if file.exists() and file.read_bytes() != content:
             write_bytes(file, content)
     return gone
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file whole: at every moment it is the old one or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name itself must reach the disk
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file whole. A number that is not finite becomes null."""
-    write_bytes(path, _dumps(value, indent=2) + b"\n")
-
-
-def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a YAML file whole, its keys in the order given."""
-    text = yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True)
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
-
-
-def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    lines = []
-    for row in map(_plain, rows):
-        if type(row.get("step")) is not int:
-            raise ValueError(f"{path.name}: a row needs `step`, a whole number; found {row.get('step')!r}")
-        lost = {k: str(v) for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
-        lines.append(_dumps(row | ({"nonfinite": lost} if lost else {})) + b"\n")
-    with path.open("ab") as file:
-        file.write(b"".join(lines))
-
-
-def _lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], bool]:
-    """Each line with what it says, and whether the last was torn. Only newlines split: text holds U+2028."""
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    found, last = [], len(lines) - 1
-    for i, line in enumerate(lines):
-        if not line and i == last:
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                raise ValueError("not an object with a `step`")
-        except ValueError as error:
-            if i == last:
-                return found, True
-            raise ValueError(
-                f"{path}, line {i + 1}: {error}; a whole line of JSON was expected. Delete the line to go on"
-            ) from None
-        found.append((line, row))
-    return found, False
-
-
-def _json(path: Path, default: Any) -> Any:
-    if not path.exists():
-        return default
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, type(default)):
-        raise ValueError(f"{path}: found a {type(value).__name__}, expected a {type(default).__name__}")
-    return value
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = yaml.safe_load(path.read_bytes()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: found a {type(value).__name__}, expected keys and values")
-    return value
 
 
 def _why_not(path: Path) -> str:
@@ -267,141 +167,6 @@ def _why_not(path: Path) -> str:
     return "it has neither card.json nor run.yaml; name a directory that `modeseek train` wrote"
 
 
-def _dumps(value: Any, indent: int | None = None) -> bytes:
-    text = json.dumps(_finite(_plain(value)), ensure_ascii=False, indent=indent, allow_nan=False)
-    return text.encode("utf-8", "backslashreplace")  # a lone surrogate as \udXXX, which is JSON
-
-
-def _plain(value: Any) -> Any:
-    """Numbers, text, lists and mappings only: numpy's and torch's numbers, paths and tuples become these."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, set | frozenset):
-        return sorted(_plain(v) for v in value)
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise TypeError(f"a run's files hold numbers, text, lists and mappings, not {value!r}")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list) else value
-
-
 def _with_nonfinite(row: Mapping[str, Any]) -> dict[str, Any]:
     lost = {name: float(value) for name, value in row.get("nonfinite", {}).items()}
     return {name: value for name, value in row.items() if name != "nonfinite"} | lost
-
-
-class _Tensorboard:
-    """Event files under `<run>/tensorboard`, without torch. A resumed run hides the steps it redoes."""
-
-    def __init__(self, path: Path, config: Mapping[str, Any], step: int | None) -> None:
-        writer = _need("tensorboard", "tensorboard.summary.writer.event_file_writer")
-        self.event = _need("tensorboard", "tensorboard.compat.proto.event_pb2")
-        self.summary = _need("tensorboard", "tensorboard.compat.proto.summary_pb2").Summary
-        self.writer = writer.EventFileWriter(str(path / "tensorboard"))
-        if step is not None:
-            start = self.event.SessionLog(status=self.event.SessionLog.START)
-            self._add(step + 1, session_log=start)
-
-    def row(self, step: int, metrics: Mapping[str, float]) -> None:
-        values = [self.summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._add(step, summary=self.summary(value=values))
-
-    def close(self) -> None:
-        self.writer.close()
-
-    def _add(self, step: int, **what: Any) -> None:
-        self.writer.add_event(self.event.Event(wall_time=time.time(), step=step, **what))
-        self.writer.flush()
-
-
-class _Wandb:
-    """A Weights & Biases run, its id kept in `<run>/wandb.json` so that a resumed run goes on in it.
-
-    W&B never rewrites a step, and warns of those it gets twice; a resumed run repeats their numbers exactly.
-    """
-
-    def __init__(self, path: Path, config: Mapping[str, Any], step: int | None) -> None:
-        wandb, kept = _need("wandb", "wandb"), path / "wandb.json"
-        run_id = _json(kept, {}).get("id") if step is not None else None
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "modeseek"),
-            name=path.name,
-            dir=str(path),
-            config=dict(config),
-            id=run_id,
-            resume="allow",
-        )
-        write_json(kept, {"id": self.run.id})
-
-    def row(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-class _Trackio:
-    """A trackio run of the directory's name."""
-
-    def __init__(self, path: Path, config: Mapping[str, Any], step: int | None) -> None:
-        self.trackio = _need("trackio", "trackio")
-        self.trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT", "modeseek"),
-            name=path.name,
-            config=dict(config),
-            resume="never" if step is None else "allow",
-        )
-
-    def row(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.trackio.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self.trackio.finish()
-
-
-LOGGERS: Mapping[str, Callable[[Path, Mapping[str, Any], int | None], Logger]] = {
-    "tensorboard": _Tensorboard,
-    "wandb": _Wandb,
-    "trackio": _Trackio,
-}
-
-
-def check_loggers(report_to: Sequence[str]) -> None:
-    """Refuse a `report_to` that cannot be honoured, before anything is computed. `none` stands alone."""
-    for name in report_to:
-        if name == "none" and len(report_to) == 1:
-            return
-        if name not in LOGGERS:
-            raise ValueError(f"report_to: {name!r} is not known; choose from {', '.join(LOGGERS)}, or none alone")
-        _need(name, name)
-
-
-def open_loggers(
-    report_to: Sequence[str], path: Path, config: Mapping[str, Any], step: int | None
-) -> tuple[Logger, ...]:
-    """The loggers named; `step` is that of the checkpoint a run continues from, None for a new one."""
-    check_loggers(report_to)
-    return tuple(LOGGERS[name](path, config, step) for name in report_to if name != "none")
-
-
-def _need(name: str, module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != name:
-            raise
-        raise ValueError(
-            f"report_to: {name} is not installed; write pip install 'modeseek[{name}]', or leave it out"
-        ) from None

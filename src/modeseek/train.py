@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from modeseek.batch import Batch
 from modeseek.distributed import ALONE, Team
-from modeseek.distributed.team import cuts, whole
+from modeseek.distributed.team import cuts, home, whole
 from modeseek.objectives import Loss, Objective, call, max_age, may_read, reads
 from modeseek.ops import seq
 from modeseek.sources import Source, Stateful
@@ -66,6 +66,10 @@ class Steps:
         done = (step - warmup) / max(1, self.max_steps - warmup)
         left = 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
         return self.learning_rate * left
+
+
+class NothingToLearn(RuntimeError):
+    """Round after round the stages leave every prompt out."""
 
 
 class NotFinite(RuntimeError):
@@ -186,7 +190,10 @@ class Loop:
             if len(part):
                 return self._learn(self.round, part, divisor)
             self.skipped += 1
-        raise RuntimeError("100 minibatches in a row had nothing to learn from: do all rewards tie?")
+        raise NothingToLearn(
+            "100 minibatches in a row had nothing to learn from: do all rewards tie? See the samples and the reward, "
+            "or raise source.num_generations"
+        )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores beside the weights: nested dicts of tensors and plain values."""
@@ -226,7 +233,7 @@ class Loop:
         _restore(self.source, state["source"])
         for i, stage in enumerate([*self.stages, *self.before]):
             _restore(stage, state["stages"][str(i)])
-        now, device = state["round"], next(iter(self.trainable.values())).device
+        now, device = state["round"], home(next(iter(self.trainable.values())))
         self.round = now and Round(
             Batch.from_tensors(now["batch"]).to(device), now["drawn"], now["order"], now["at"], now["age"], now["seen"]
         )

@@ -7,7 +7,7 @@ import torch
 from modeseek.advise.belief import Belief
 from modeseek.advise.lm import atypical, spanned, twin_of
 from modeseek.advise.methods import ARMS
-from modeseek.advise.trial import Pool, Standing, _kept, _reference, against_reference, heard, winner
+from modeseek.advise.trial import Pool, Standing, _reference, against_reference, heard, winner
 from modeseek.batch import Batch
 from modeseek.diagnostics.look import Look
 
@@ -80,7 +80,7 @@ def test_the_unit_of_a_judge_is_found():
     start = Belief(mean, 0.01 * torch.eye(14, dtype=torch.float64)[None])
     # places in the pool: 2 -> 4, 4 -> 6, 8 -> 10, each 100 times what is believed of it
     some.readings = [(2, 200.0), (4, 100.0), (8, 150.0)] * 4
-    _, unit = heard(start, some)
+    _, unit, _ = heard(start, some)
     assert 50 <= unit <= 200
 
 
@@ -93,8 +93,7 @@ def test_the_winner_of_a_race_surely_gains_or_there_is_none():
     assert winner([unsure, nothing]) is nothing
 
 
-def test_a_label_whose_line_was_cut_off_is_bought_again(tmp_path):
-    book = tmp_path / "labels.jsonl"
-    book.write_text("[3, 0.5]\n[4, -1.0]\n[5, 0.")
-    assert _kept(book) == [(3, 0.5), (4, -1.0)]
-    assert book.read_text() == "[3, 0.5]\n[4, -1.0]\n"
+def test_a_place_in_the_pool_is_somebodys_answer_to_a_prompt():
+    some = pool()
+    assert [some.where(place) for place in range(12)] == [(a, p, k) for p in (0, 1) for a in (0, 1, 2) for k in (0, 1)]
+    assert all(some.place(*some.where(place)) == place for place in range(12))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +69,15 @@ def running(server: ServerT) -> Iterator[ServerT]:
 
 def serving(say, **options):
     return running(Server(say, **options))
+
+
+def by_length(body: dict[str, Any], prefers: str = "longer") -> dict[str, Any]:
+    """What a judge says that goes by length alone."""
+    shown = body["messages"][1]["content"]
+    texts = [re.search(rf"<response {x} (\w+)>\n(.*?)\n</response {x} \1>", shown, re.DOTALL) for x in "AB"]
+    a, b = (len(found[2]) for found in texts if found)
+    first = a > b if prefers == "longer" else a < b
+    return chat("[[C]]" if a == b else "[[A]]" if first else "[[B]]")
 
 
 def chat(*texts: str, logps: list[list[float]] | None = None, reason: str = "stop") -> dict[str, Any]:

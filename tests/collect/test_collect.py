@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -15,8 +14,10 @@ import torch
 import yaml
 from rich.console import Console
 
+from collect.stub import by_length as longer
 from collect.stub import chat, serving
 from modeseek.collect import choose
+from modeseek.collect.alone import alone
 from modeseek.collect.chunks import collect, wanted_prompts
 from modeseek.collect.labels import Labeller, Lexicon, name_of
 from modeseek.collect.plan import Plan, from_dict, identity, labeller
@@ -192,9 +193,8 @@ def test_two_policies_answer_side_by_side(plan, prompts, tmp_path):
 
 
 def test_two_processes_do_not_collect_into_one_store(plan, prompts, scripted):
-    from modeseek.collect.chunks import _alone
-
-    with Store(plan.store) as store, _alone(store), pytest.raises(ValueError, match="another process is collecting"):
+    lock = alone(f"{plan.store}.collecting", "store")
+    with lock, pytest.raises(ValueError, match="store: .*another process is at work"):
         run(plan, prompts)
     assert run(plan, prompts).counts["prompts"] == 10  # the lock went with its holder
 
@@ -378,12 +378,6 @@ def test_a_proxy_chooses_and_people_label(plan, prompts, scripted):
 # A judge
 
 
-def longer(body):
-    shown = body["messages"][1]["content"]
-    a, b = (re.search(rf"<response {x} (\w+)>\n(.*?)\n</response {x} \1>", shown, re.DOTALL)[2] for x in "AB")
-    return chat("[[C]]" if len(a) == len(b) else "[[A]]" if len(a) > len(b) else "[[B]]")
-
-
 def judged(plan, server, tmp_path, **settings):
     told = {"type": "judge", "endpoint": server.url, "model": "m", "cache": str(tmp_path / "judge.sqlite")}
     return with_(plan, label=told | {"backoff": 0.001, "retries": 1, "workers": 2} | settings, select="random")
@@ -391,7 +385,7 @@ def judged(plan, server, tmp_path, **settings):
 
 def spent(plan):
     with Store(plan.store) as store:
-        return store.rows("select total(requests) from spent")[0][0]
+        return store.rows("select total(requests) from paid")[0][0]
 
 
 def test_a_judge_labels_the_chosen_pairs_in_both_orders(plan, prompts, scripted, tmp_path):
@@ -406,6 +400,19 @@ def test_a_judge_labels_the_chosen_pairs_in_both_orders(plan, prompts, scripted,
                 a, b = len(restore(a)), len(restore(b))
                 assert preferred == ("a" if a > b else "b" if b > a else "tie")
             assert store.rows("select distinct annotator, kind, shown from labels") == [("judge:m", "judge", "both")]
+            said = dict(store.rows("select distinct preferred, orders from labels"))
+            assert said.items() <= {"a": "a a", "b": "b b", "tie": "tie tie"}.items() and {"a", "b"} <= said.keys()
+
+
+def test_what_a_judge_said_in_each_order_is_kept_and_no_verdict_is_no_tie(plan, prompts, scripted, tmp_path):
+    """The first shown wins: a with a first and b with b first. Half of its answers have no verdict."""
+    says = lambda body: chat("[[A]]" if len(body["messages"][1]["content"]) % 2 else "both are fine")
+    with serving(says) as server:
+        run(judged(plan, server, tmp_path, max_unclear=1.0), prompts)
+    with Store(plan.store) as store:
+        found = set(store.rows("select distinct preferred, orders from labels"))
+    assert found <= {("tie", "a b"), ("skip", "unclear unclear"), ("skip", "a unclear"), ("skip", "unclear b")}
+    assert {preferred for preferred, _ in found} == {"tie", "skip"}
 
 
 @pytest.mark.parametrize(
@@ -414,7 +421,7 @@ def test_a_judge_labels_the_chosen_pairs_in_both_orders(plan, prompts, scripted,
         lambda body: (500, b"no"),
         lambda body: (429, b"slow down"),
         lambda body: (200, b"\xff nonsense"),
-        lambda body: time.sleep(0.3) or chat("[[A]]"),
+        lambda body: time.sleep(3) or chat("[[A]]"),
     ],
     ids=["fails", "limits", "nonsense", "stalls"],
 )
@@ -428,7 +435,7 @@ def test_a_judge_in_trouble_costs_nothing_but_time(plan, prompts, scripted, tmp_
         given.append(json.dumps(body))
         return longer(body)
 
-    settings = {"timeout": 0.1, "retries": 0}
+    settings = {"timeout": 2.0, "retries": 0}
     with serving(say) as server:
         with pytest.raises(JudgeFailed):
             run(judged(plan, server, tmp_path, **settings), prompts)
@@ -449,7 +456,7 @@ def test_a_judge_that_babbles_decides_nothing_and_then_is_stopped(plan, prompts,
         with pytest.raises(JudgeFailed, match="had no verdict"):
             run(judged(with_(plan, prompts=30, chunk=5), server, tmp_path), prompts)
         with Store(plan.store) as store:
-            assert store.rows("select distinct preferred from labels") == [("tie",)]
+            assert store.rows("select distinct preferred, orders from labels") == [("skip", "unclear unclear")]
 
 
 def test_the_budget_holds_over_restarts(plan, prompts, scripted, tmp_path):
@@ -462,6 +469,39 @@ def test_the_budget_holds_over_restarts(plan, prompts, scripted, tmp_path):
         assert spent(plan) == len(server.asked) <= 20
         with Store(plan.store) as store:
             assert store.rows("select count(distinct plan) from chunks") == [(1,)] and store.done(name) == {0, 1, 2}
+
+
+def test_a_judge_that_chooses_pairs_has_its_budget_over_restarts_too(plan, prompts, scripted, tmp_path):
+    with serving(longer) as server:
+        told = judged(plan, server, tmp_path, max_requests=9).label
+        asked = with_(plan, label="people", proxy=told, select="best_worst")
+        for _ in range(3):
+            with pytest.raises(JudgeFailed, match="raise it to go on|are spent"):
+                run(asked, prompts)
+        assert len(server.asked) <= 9 and spent(plan) == len(server.asked)
+
+
+def test_no_number_of_workers_and_retries_goes_over_the_budget(plan, prompts, scripted, tmp_path):
+    """Half of the answers are errors, sixteen workers ask at once, and the process starts again five times."""
+    count = itertools.count()
+    trouble = lambda body: (503, b"busy") if next(count) % 2 else longer(body)
+    with serving(trouble) as server:
+        for _ in range(5):
+            with pytest.raises(JudgeFailed):
+                run(judged(plan, server, tmp_path, max_requests=17, retries=9, workers=16), prompts)
+        assert 8 < len(server.asked) <= 17 and spent(plan) == len(server.asked)
+
+
+def test_a_judge_inside_an_ensemble_keeps_its_budget(plan, prompts, scripted, tmp_path):
+    with serving(longer) as server:
+        judge = judged(plan, server, tmp_path, max_requests=9).label
+        both = {"type": "ensemble", "members": [judge, {"type": "length"}]}
+        for _ in range(3):
+            with pytest.raises(JudgeFailed):
+                run(with_(plan, label=both), prompts)
+        assert len(server.asked) <= 9 and spent(plan) == len(server.asked)
+        with pytest.raises(ValueError, match="label.cache: found none"):
+            run(with_(plan, label=both | {"members": [judge | {"cache": ""}, {"type": "length"}]}), prompts)
 
 
 # A served policy

@@ -15,16 +15,18 @@ import pytest
 import yaml
 from rich.console import Console
 
+from collect.stub import by_length, serving
 from modeseek import estimate
 from modeseek.collect import rounds as told
 from modeseek.collect.iterate import Waiting, iterate, stopped
-from modeseek.collect.judging import promotes
+from modeseek.collect.judging import Judging, promotes, reward_of
 from modeseek.collect.rounds import apply_flags, from_dict, names, read_tree, run_tree
 from modeseek.collect.store import Store
 from modeseek.commands.iterate import HELD_OUT, make_start
 from modeseek.data import fables
 from modeseek.data.files import load
 from modeseek.report import rounds as page
+from modeseek.rewards import JudgeFailed
 from modeseek.runs import train
 
 QUIET = Console(quiet=True)
@@ -133,7 +135,7 @@ def test_rounds_with_other_settings_are_refused_and_more_rounds_are_not(rounds, 
 
 
 def test_rounds_stop_when_nothing_is_brought(rounds, tmp_path, monkeypatch, untrained):
-    monkeypatch.setattr("modeseek.collect.judging.promotes", lambda rule, results: (False, "no"))
+    monkeypatch.setattr("modeseek.collect.judging.promotes", lambda *_: (False, "no"))
     iterate(dataclasses.replace(rounds, rounds=3), QUIET)
     assert [v["promoted"] for v in page.read(tmp_path / "out")] == [False]
     assert not (tmp_path / "out" / "model").exists()
@@ -187,6 +189,42 @@ def test_a_round_can_look_at_its_data_before_it_trains(rounds, tmp_path, untrain
     known = {one["name"]: one for one in verdict["diagnosis"]}
     assert 0 <= known["pit/chosen"]["value"] <= 1 and known["pit/chosen"]["n"] > 1
     assert "What the data covered" in page.render(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("prefers", "promoted"), [("shorter", True), ("longer", False)])
+def test_a_judge_compares_the_policies_with_each_other_and_never_over_its_budget(
+    rounds, tmp_path, monkeypatch, untrained, prefers, promoted
+):
+    """A judge that goes by length labels and evaluates; the round's policy is the start, cut off after two tokens."""
+    load = Judging.policy
+
+    def cut(self, model, template):
+        policy = load(self, model, template)
+        policy.max_new = 2 if "round-1" in model else policy.max_new
+        return policy
+
+    monkeypatch.setattr(Judging, "policy", cut)
+    with serving(lambda body: by_length(body, prefers)) as server:
+        judge = {"type": "judge", "endpoint": server.url, "model": "m", "cache": str(tmp_path / "judge.sqlite")}
+        label = judge | {"max_requests": 50, "backoff": 0.001}
+        asked = dataclasses.replace(
+            rounds, rounds=1, promote="better", collect=dataclasses.replace(rounds.collect, label=label)
+        )
+        with pytest.raises(JudgeFailed, match="raise it"):
+            iterate(asked, QUIET)
+        with pytest.raises(JudgeFailed, match="raise it"):
+            iterate(asked, QUIET)
+        assert len(server.asked) <= 50
+        label["max_requests"] = 1000
+        iterate(asked, QUIET)
+        with Store(tmp_path / "out" / "preferences.sqlite") as store:
+            assert store.rows("select account, requests from paid") == [("iterate", len(server.asked))]
+    (verdict,) = page.read(tmp_path / "out")
+    results = {one["name"]: one["value"] for one in verdict["results"]}
+    assert verdict["promoted"] is promoted
+    assert results["first/reward"] == pytest.approx(results["win_rate"], abs=1e-6)
+    assert results["first/win_rate"] == results["win_rate"]
+    assert (results["win_rate"] > 0.5) is promoted and results["first/reference/reward"] == 0.5
 
 
 # What is told
@@ -246,6 +284,14 @@ def test_what_is_missing_is_said_before_anything_is_spent(rounds):
     ):
         with pytest.raises(ValueError, match=message):
             iterate(dataclasses.replace(rounds, **changes), QUIET)
+
+
+def test_a_reward_that_tells_no_policies_apart_is_refused(rounds):
+    judge = {"type": "judge", "endpoint": "http://127.0.0.1:9/v1", "model": "m"}
+    both = {"type": "ensemble", "members": [judge, {"type": "length"}]}
+    for reward, message in ((both, "no number across policies"), (judge | {"cache": ""}, "reward.cache: found none")):
+        with pytest.raises(ValueError, match=message):
+            reward_of(dataclasses.replace(rounds, evaluate=dataclasses.replace(rounds.evaluate, reward=reward)))
 
 
 def test_flags_reach_into_the_parts():

@@ -125,7 +125,8 @@ def missing_side(path):
 
 def directory(path):
     path.mkdir()
-    (path / "inside.jsonl").write_bytes(lines(ROWS))
+    for name in ("inside.jsonl", "other.csv"):
+        (path / name).write_bytes(lines(ROWS))
     return path
 
 
@@ -147,6 +148,22 @@ def ragged_csv(path):
     return path
 
 
+def a_column_twice(path):
+    path = path.with_suffix(".csv")
+    path.write_text("prompt,chosen,rejected,chosen\nq,a,b,c\n")
+    return path
+
+
+def too_deep(path):
+    path.write_text("[" * 100_000)
+    return path
+
+
+def a_number_of_5000_digits(path):
+    path.write_bytes(lines(ROWS) + b'{"prompt": "q", "chosen": "a", "rejected": "b", "weight": ' + b"9" * 5000 + b"}")
+    return path
+
+
 def absent(path):
     write(path.with_name("pairs.jsonl"), ROWS)
     return path.with_name("pears.jsonl")
@@ -163,10 +180,13 @@ def absent(path):
         (boolean_response, "row 3, column 'chosen'.*false \\(a boolean\\)"),
         (empty, "empty file"),
         (missing_side, "row 3, column 'rejected'.*nothing"),
-        (directory, "directory.*inside.jsonl"),
+        (directory, "directory with 2 data files.*inside.jsonl, other.csv"),
         (broken_parquet, "broken Parquet"),
         (broken_json, "broken JSON"),
         (ragged_csv, "row 2: found 4 fields, expected 3"),
+        (a_column_twice, "column 'chosen' twice"),
+        (too_deep, "row 1.*too deeply"),
+        (a_number_of_5000_digits, "row 3.*too many digits"),
         (absent, "no such file.*did you mean 'pairs.jsonl'"),
     ],
 )
@@ -178,6 +198,12 @@ def test_a_broken_file_gets_one_line_that_names_it_and_the_fix(tmp_path, broken,
     assert "\n" not in str(error.value) and "expected" in str(error.value) and ";" in str(error.value)
 
 
+def test_a_folder_with_one_data_file_stands_for_it(tmp_path):
+    (tmp_path / "README.md").write_text("# Pairs")
+    (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(lines(ROWS)))
+    assert load(tmp_path) == load(tmp_path / "pairs.jsonl.gz")
+
+
 @pytest.mark.parametrize("broken", [non_utf8, half_a_line, boolean_response, missing_side])
 def test_bad_rows_are_set_aside_with_their_reason_and_counted(tmp_path, broken):
     path = broken(tmp_path / "r.jsonl")
@@ -187,6 +213,14 @@ def test_bad_rows_are_set_aside_with_their_reason_and_counted(tmp_path, broken):
     assert written[0]["row"] == reading.bad[0].row == len(reading.records) + 1
     assert written[0]["reason"] == reading.bad[0].reason
     assert written[0]["content"]
+
+
+def test_bad_rows_never_go_into_the_data_themselves(tmp_path):
+    path = half_a_line(tmp_path / "r.jsonl")
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="another file"):
+        read(path, skip_bad_rows=tmp_path / "." / "r.jsonl")
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("broken", [truncated_gzip, wrong_column, empty, directory, broken_parquet])
@@ -204,6 +238,7 @@ def test_a_mixture_scales_the_weight_of_its_parts_rows(tmp_path):
     records = load([{"path": a, "weight": 3}, {"path": str(b), "columns": columns}])
     assert [r.weight for r in records] == [1.5, 1.0]  # 0.5 x 3
     assert [r.source for r in records] == [str(a), str(b)]
+    assert load([{"path": str(b)}], columns=columns)[0].responses == ("a", "b")  # those of all parts without their own
 
 
 @pytest.mark.parametrize(

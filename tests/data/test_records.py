@@ -72,7 +72,15 @@ def test_a_labelled_response_is_a_group_of_one(response, label):
     assert (text(record.prompt), record.responses, record.labels) == ("q", ("a",), (True,))
 
 
-@pytest.mark.parametrize("row", [{"prompt": "q"}, {"messages": [TURN]}, {"prompt": "q", "completion": None}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q"},
+        {"messages": [TURN]},
+        {"prompt": "q", "completion": None},
+        {"prompt": "q", "answer": "42", "best_answer": "forty-two"},  # what a reward may read
+    ],
+)
 def test_a_prompt_alone_has_no_responses(row):
     assert parse(row).responses == ()
 
@@ -152,6 +160,11 @@ def test_weight_source_and_the_columns_not_read_are_kept():
         ({"prompt": "q", "responses": ["a", "b"], "rewards": [1.0]}, "one number for each"),
         ({"prompt": "q", "responses": ["a", "b"]}, "score"),
         ({"prompt": "q", "completion": "a", "label": 2}, "true or false"),
+        ({"prompt": "q", "completion": "a", "label": None}, "'label': found nothing"),
+        ({"prompt": "q", "better": "a", "worse": "b"}, "found the columns prompt, better, worse"),
+        ({"prompt": "q", "answer_1": "a", "answer_2": "b"}, "found the columns prompt, answer_1, answer_2"),
+        ({"prompt": "q", "chosen": "a \ud800", "rejected": "b"}, "half a character (\\ud800) at 2"),
+        ({"messages": [{"role": "user", "content": "\udfff"}]}, "half a character"),
         ({"prompt": "q", "response 1": "a", "response 2": "b", "label": 1}, "winner"),
         ({"prompt": "q", "response1": "a", "response2": "b", "annotator": 1}, "response1"),
         ({"text": "words"}, "found the columns text"),

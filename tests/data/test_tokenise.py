@@ -268,6 +268,17 @@ def test_ties_and_sides_of_different_prompts_are_dropped_and_counted():
     assert len(tokenise(records, WORDS, ties="keep")) == 2
 
 
+def test_rows_of_weight_zero_are_dropped_and_counted():
+    """A minibatch of nothing else would divide by zero."""
+    groups = tokenise([pair("w1", "w2", "w3", weight=0.0), pair("w1", "w2", "w3", weight=0.5)], WORDS)
+    assert (len(groups), groups.counts["dropped"]) == (1, {"weight 0": 1})
+
+
+def test_the_columns_that_nobody_read_are_named_where_no_row_has_a_response():
+    with pytest.raises(DataError, match=r"no response: 1; columns not read: up\)"):
+        tokenise([Record(prompt="w1", meta={"up": "w2"})], WORDS, responses="best_worst")
+
+
 def test_empty_responses_are_kept_and_counted():
     groups = tokenise([pair("w1", "w2", ""), pair("w1", "", "w2")], WORDS)
     assert (len(groups), groups.counts["empty_responses"]) == (2, 2)

@@ -68,6 +68,21 @@ def test_the_reward_that_is_trained_on_is_no_witness_against_itself():
     assert found.state != "over-optimisation" and any("over-optimisation" in text for text in found.blind)
 
 
+def test_a_run_that_learns_from_a_reward_of_its_own_samples_may_leave_the_pairs():
+    """The held-out numbers of RLOO on the fables model, whose true reward rises all the while."""
+    rows = _rows(
+        eval__logps__chosen=[-11.36, -10.97, -11.1, -11.88, -12.53, -12.85, -12.97],
+        eval__rewards__margins=[0.0, 0.93, 2.25, 3.81, 4.57, 4.8, 4.77],
+        eval__kl=[0.0, 0.49, 1.19, 2.01, 2.49, 2.91, 2.58],
+        eval__surprise=[12.88, 10.31, 10.52, 13.47, 14.44, 15.2, 13.7],
+    )
+    assert name_state(rows).state == "displacement"
+    own = [row | {"reward": 0.1 * row["step"], "sample_age": 0} for row in rows]
+    assert name_state(own).state == "healthy"
+    fresh = [row | {"sample_age": 0} for row in rows]  # HyPO learns from pairs, and its samples have no reward
+    assert name_state(fresh).state == "displacement"
+
+
 def test_samples_of_one_kind_are_collapse():
     rows = _rows(reward=RISING, entropy=[3.0 - 0.25 * i for i in range(12)])
     assert name_state(rows).state == "collapse"

@@ -89,3 +89,6 @@ def test_displacement_needs_pairs():
     with pytest.raises(ValueError, match="one response to a prompt"):
         refuse_blind(["displacement"], pairs=False, samples=True, score=True)
     refuse_blind(["displacement", "drift", "collapse", "over-optimisation"], pairs=True, samples=True, score=True)
+    refuse_blind(["collapse", "over-optimisation"], pairs=True, samples=True, score=True, rewarded=True)
+    with pytest.raises(ValueError, match="may leave the pairs"):
+        refuse_blind(["drift"], pairs=True, samples=True, score=True, rewarded=True)

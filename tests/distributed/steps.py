@@ -1,9 +1,12 @@
 """What one process of a team runs in the tests: steps of several methods, their rows and gradients to a file.
 
 `python steps.py ROOT OUT CASE...` with the environment that torchrun sets, or without it, alone. A case is
-`METHOD-PARALLEL-full` or `METHOD-PARALLEL-lora`; with `:save:NAME` behind it a checkpoint is written into `ROOT/NAME`
-after two steps, with `:resume:NAME` two steps are taken from there. The cases `hang` and `freeze` are
-a rank that never comes.
+`METHOD-PARALLEL-KIND`; KIND is `full`, `lora`, or `whole`: LoRA on a base that, as 4-bit ones, is not cut into pieces.
+Behind it may stand
+- `:save:NAME`: a checkpoint is written into `ROOT/NAME` after two steps; `:resume:NAME`: two steps from there;
+- `:load:MODEL`: what the ranks hold after loading `ROOT/MODEL`; `:peak:MODEL`: what that cost each in memory;
+- `:cache:NAME`: the reference's answers are kept in `ROOT/NAME`.
+The cases `hang` and `freeze` are a rank that never comes.
 """
 
 import dataclasses
@@ -17,12 +20,13 @@ from typing import Any
 import torch
 
 STEPS = 2
-HANGS = ("hang", "freeze")
-OFFLINE = ("pref_ft", "dpo", "kto")
+HANGS = {"hang": 4, "freeze": 4, "backward": 20}  # seconds of patience
+OFFLINE = ("pref_ft", "dpo", "kto", "reward_model")
 METHODS = {
     "pref_ft": ["--minibatch", "3"],
     "dpo": ["--minibatch", "3"],
     "kto": ["--minibatch", "3"],
+    "reward_model": [],
     "hypo": [],
     "rloo": ["--reward", "length:unit=characters", "--source.num-generations", "2"],
     "ppo_critic": ["--reward", "length:unit=characters", "--minibatch", "2"],
@@ -39,7 +43,7 @@ def config(root: Path, method: str, parallel: str, kind: str, *more: str) -> Any
     words += ["--max-grad-norm", "0.5", "--eval-size", "4", "--max-length", "128"]
     words += ["--eval-prompts", "0" if method in OFFLINE else "3"]
     words += ["--truncate-responses", "--max-completion-length", "100" if method in OFFLINE else "12"]
-    words += ["--parallel", parallel, *METHODS[method], *(["--lora.r", "2"] if kind == "lora" else []), *more]
+    words += ["--parallel", parallel, *METHODS[method], *(["--lora.r", "2"] if kind != "full" else []), *more]
     return load(method, words)
 
 
@@ -49,10 +53,9 @@ def steps(root: Path, case: str, team: Any) -> dict[str, Any]:
     from modeseek.distributed.team import whole
     from modeseek.runs import held_out, spread
 
-    method, parallel, kind = case.split("-")
-    team = dataclasses.replace(team, sharded=parallel == "fsdp")
+    method, _, kind = case.split("-")
     run = config(root, method, "auto", kind)
-    parts = spread(build(run), team)
+    parts = spread(build(run, empty=team.sharded and kind != "whole"), team)
     rows, grads = [], {}
     for step in range(STEPS):
         rows.append(parts.loop.advance())
@@ -63,7 +66,7 @@ def steps(root: Path, case: str, team: Any) -> dict[str, Any]:
         "rows": rows,
         "grads": grads,
         "weights": {n: whole(p.detach()).clone() for n, p in parts.loop.trainable.items()},
-        "responses": None if batch is None else batch.response,
+        "responses": None if batch is None else batch.response.masked_fill(~batch.mask, -1),
         "held_out": held_out(parts)[0],
     }
 
@@ -75,9 +78,8 @@ def rows(root: Path, case: str, team: Any) -> dict[str, Any]:
     from modeseek.runs import spread
 
     case, verb, name = case.split(":")
-    method, parallel, kind = case.split("-")
-    team = dataclasses.replace(team, sharded=parallel == "fsdp")
-    loop = spread(build(config(root, method, "auto", kind)), team).loop
+    method, _, kind = case.split("-")
+    loop = spread(build(config(root, method, "auto", kind), empty=team.sharded), team).loop
     if verb == "resume":
         path = checkpoint.latest(root / name)
         assert path is not None
@@ -92,13 +94,87 @@ def rows(root: Path, case: str, team: Any) -> dict[str, Any]:
     return found
 
 
-def hang(team: Any, *, freeze: bool) -> dict[str, Any]:
+def loaded(root: Path, case: str, team: Any) -> dict[str, Any]:
+    """Every weight and buffer of policy and reference, put together again, and what the policy says with them."""
+    from modeseek.build import build
+    from modeseek.distributed.deal import tensors
+    from modeseek.distributed.team import whole
+    from modeseek.runs import spread
+
+    case, _, name = case.split(":")
+    method, _, kind = case.split("-")
+    run = config(root, method, "auto", kind, "--model", str(root / name))
+    parts = spread(build(run, empty=team.sharded), team)
+    policy, reference = parts.policy, parts.reference
+    batch = parts.train.prompts(torch.arange(3))
+    with torch.no_grad():
+        said = (policy.score if method == "reward_model" else policy.logp)(batch)
+    held = {"policy": policy} if reference is None else {"policy": policy, "reference": reference.module}
+    ways = {"paths": None if method == "reward_model" else policy.paths}
+    return {"said": said, **ways, **{who: {n: whole(x) for n, x in tensors(m).items()} for who, m in held.items()}}
+
+
+def peak(root: Path, case: str, team: Any) -> list[int]:
+    """By how many bytes the memory of each rank has grown at most when it was dealt its pieces; no pass is made."""
+    from resource import RUSAGE_SELF, getrusage
+
+    from modeseek.build import build
+    from modeseek.distributed import shard
+    from modeseek.runs import spread
+
+    method, _, kind = case.split(":")[0].split("-")
+    before, first_pass = 0, shard._begin
+    shard._begin = lambda model: None
+    for name in ("model", case.split(":")[2]):  # the first one brings what is imported on the way
+        before = getrusage(RUSAGE_SELF).ru_maxrss
+        more = ["--model", str(root / name), "--dtype", "float32", "--no-measure-kl"]
+        spread(build(config(root, method, "auto", kind, *more), empty=team.sharded), team)
+    shard._begin = first_pass
+    return team.hear((getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+def cached(root: Path, case: str, team: Any) -> dict[str, Any]:
+    """Two passes over the data with a reference that is asked once about each response."""
+    from modeseek.build import build
+    from modeseek.runs import spread
+
+    case, _, name = case.split(":")
+    method, _, kind = case.split("-")
+    run = config(root, method, "auto", kind, "--reference-cache", str(root / name), "--no-measure-kl")
+    parts = spread(build(run, empty=team.sharded), team)
+    rounds = 2 * -(-len(parts.train) // run.prompts_per_round)
+    batches = [parts.loop.draw().batch for _ in range(rounds)]
+    counts = team.hear(dict(parts.reference.counts))
+    ref = [batch["ref_logp"] for batch in batches]
+    return {"ref": ref, "rows": sum(x["computed"] for x in counts), "asked": sum(x["found"] for x in counts)}
+
+
+def hang(root: Path, team: Any, how: str) -> dict[str, Any]:
     """The last rank answers no more; unless it is frozen, its threads are alive."""
+    if how == "backward":
+        return _hang_within(root, dataclasses.replace(team, sharded=True))
     team.at("scoring", 3)
     if team.rank == team.size - 1:
         time.sleep(1.5)  # it has said where it is
-        os.kill(os.getpid(), signal.SIGSTOP) if freeze else time.sleep(600)
+        os.kill(os.getpid(), signal.SIGSTOP) if how == "freeze" else time.sleep(600)
     return {"any": team.any(True)}
+
+
+def _hang_within(root: Path, team: Any) -> dict[str, Any]:
+    """After a step, the last rank comes as far as the gradient of its first layer, where the others wait for it."""
+    from modeseek.build import build
+    from modeseek.distributed.shard import layers
+    from modeseek.runs import spread
+
+    parts = spread(build(config(root, "dpo", "auto", "full"), empty=True), team)
+    parts.loop.advance()
+    if team.rank == team.size - 1:
+        wait = lambda grad: time.sleep(600)
+        stop = lambda module, given, said: (said[0] if isinstance(said, tuple) else said).register_hook(wait) and None
+        layers(parts.policy)[0].register_forward_hook(
+            lambda module, given, said: stop(module, given, said) if torch.is_grad_enabled() else None
+        )
+    return parts.loop.advance()
 
 
 def main() -> None:
@@ -106,18 +182,22 @@ def main() -> None:
     root, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     from modeseek.distributed import Team
 
-    with Team.start("auto", cuda=False, hang_timeout=4 if cases[0] in HANGS else 60) as team:
+    with Team.start("auto", cuda=False, hang_timeout=HANGS.get(cases[0], 60)) as team:
         found = {}
         for case in cases:
             began = time.perf_counter()
             if case in HANGS:
-                hang(team, freeze=case == "freeze")
-            found[case] = (rows if ":" in case else steps)(root, case, team)
+                hang(root, team, case)
+            verb = case.split(":")[1] if ":" in case else "steps"
+            found[case] = VERBS[verb](root, case, dataclasses.replace(team, sharded="-fsdp-" in case))
             if team.leads:
                 print(f"{case} {time.perf_counter() - began:.1f} s", flush=True)
         if team.leads:
             torch.save(found, out)
 
+
+VERBS: dict[str, Any] = {"steps": steps, "save": rows, "resume": rows}
+VERBS |= {"load": loaded, "peak": peak, "cache": cached}
 
 if __name__ == "__main__":
     main()

@@ -112,7 +112,8 @@ def test_a_lone_process_refuses_to_be_many():
     [
         ("dpo", {"token_budget": 100}, "token_budget"),
         ("dpo", {"fsdp_offload": True}, "fsdp_offload"),
-        ("dpo", {"optim": "adamw_8bit"}, "parallel"),
+        ("dpo", {"optim": "adamw_8bit"}, "optim"),
+        ("dpo", {"load_in_4bit": True, "reference_cache": "kept"}, "reference_cache"),
         ("tr_dpo", {}, "moving_reference"),
         ("hypo_rao_blackwell", {}, "lora"),
     ],

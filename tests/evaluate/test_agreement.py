@@ -70,7 +70,7 @@ def test_the_majority_needs_more_than_any_other():
 def test_macro_scores_by_hand():
     # gold a a b c, said a b b a. a: P 1/2 R 1/2; b: P 1/2 R 1; c: P 0 R 0. F1: 1/2, 2/3, 0.
     found = agreement(list("abba"), list("aabc"))
-    assert (found.accuracy, found.n) == (0.5, 4)
+    assert (found.accuracy, found.n, found.agreed) == (0.5, 4, 2)
     assert (found.precision, found.recall) == pytest.approx((1 / 3, 0.5))
     assert found.f1 == pytest.approx((1 / 2 + 2 / 3) / 3)
     assert found.confusion["c", "a"] == 1

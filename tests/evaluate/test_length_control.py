@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from modeseek.evaluate.annotations import tally
 from modeseek.evaluate.length_control import (
     Coefficients,
     difficulty,
@@ -46,6 +47,18 @@ def test_two_models_are_compared_by_the_difference_of_their_coefficients():
     assert predict(OPUS, gamma, baseline=GPT4) == pytest.approx(expected, abs=1e-12)
     assert predict(GPT4, gamma, baseline=OPUS) == pytest.approx(1 - expected, abs=1e-12)
     assert predict(GPT4, gamma, baseline=GPT4) == 0.5
+
+
+def test_a_row_of_their_weights_is_read_with_the_length_s_sign_turned_and_their_error_is_that_of_the_predictions():
+    """By hand: sigma(-1) = .268941, sigma(1) = .731059, mean .5, deviation (n - 1) .326766, over sqrt(2) .231059."""
+    row = {"not_gamed_baseline.astype(float)": "0.0", "np.tanh(std_delta_len)": "-1.5", "instruction_difficulty": "2.0"}
+    found = Coefficients.of_alpaca_eval(row)
+    assert found == Coefficients(theta=0.0, phi=1.5, psi=2.0)
+    said = tally(preference(found, [-0.5, 0.5]))
+    assert said.win_rate == pytest.approx(0.5, abs=1e-12)
+    assert said.standard_error == pytest.approx(0.2310586, abs=1e-7)
+    with pytest.raises(ValueError, match="found no instruction_difficulty"):
+        Coefficients.of_alpaca_eval({k: v for k, v in row.items() if k != "instruction_difficulty"})
 
 
 def test_the_length_enters_through_a_tanh_and_not_at_zero():

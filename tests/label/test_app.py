@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from starlette.testclient import TestClient
@@ -132,6 +134,64 @@ def test_undo_takes_the_last_label_back_and_shows_its_pair(client, store):
     assert found["undone"] == pair["id"] and found["pair"] == pair
     assert kept(store) == []
     assert ask(client, "undo").json()["undone"] is None
+
+
+def test_an_undo_whose_answer_was_lost_takes_nothing_else_back(client, store):
+    for i in range(2):
+        click(client, ask(client, "next").json()["pair"], client_id=f"click-000{i}")
+    state = ask(client, "next").json()
+    for _ in range(2):
+        found = ask(client, "undo", label=state["last"]).json()
+        assert found["undone"] == found["pair"]["id"] == 2 and len(kept(store)) == 1
+    assert ask(client, "undo", label=found["last"]).json()["undone"] == 1
+    assert ask(client, "undo", label="1").status_code == 400
+
+
+def test_nobody_takes_another_s_label_back(client, store):
+    pair = ask(client, "next").json()["pair"]
+    click(client, pair)
+    (label,) = store.rows("select id from labels")[0]
+    assert ask(client, "undo", annotator="bob").json()["undone"] is None
+    assert ask(client, "undo", annotator="bob", label=label).json()["undone"] is None
+    assert len(kept(store)) == 1
+
+
+def test_what_was_taken_back_is_shown_again_whatever_others_left_meanwhile(client, store):
+    """Ann labels pair 2 while bob looks at pair 1; bob skips it; ann's undo shows 2, not 1, and nobody else gets 2."""
+    assert ask(client, "next", annotator="bob").json()["pair"]["id"] == 1
+    pair = ask(client, "next").json()["pair"]
+    assert pair["id"] == 2
+    click(client, pair)
+    click(client, {"id": 1, "order": "ab"}, "skip", "click-bob-1", annotator="bob")
+    assert ask(client, "undo").json()["pair"]["id"] == 2
+    assert ask(client, "next", annotator="cid").json()["pair"]["id"] == 1
+    assert ask(client, "next", annotator="bob").json()["pair"]["id"] == 3
+    assert ask(client, "next").json()["pair"]["id"] == 2  # a reload changes nothing
+
+
+def test_four_people_label_and_undo_at_once_over_the_network(tmp_path):
+    """Every fourth deed is an undo. What stands is what nobody took back, and the counts are of what stands."""
+    with store_of(tmp_path, pairs=30, times=3) as store:
+        client = browser(store)
+
+        def work(who: str) -> list[int]:
+            mine, draw = list[int](), random.Random(who)
+            for i in range(60):
+                if i % 4 == 3 and mine:
+                    assert ask(client, "undo", annotator=who).json()["undone"] == mine.pop()
+                elif pair := ask(client, "next", annotator=who).json()["pair"]:
+                    click(client, pair, draw.choice(["1", "2", "tie", "skip"]), f"{who}-click-{i}", annotator=who)
+                    mine.append(pair["id"])
+            return mine
+
+        people = ["ann", "bob", "cid", "dan"]
+        with ThreadPoolExecutor(4) as pool:
+            found = dict(zip(people, pool.map(work, people), strict=True))
+        stand = [(who, pair) for pair, who, *_ in kept(store)]
+        assert sorted(stand) == sorted((who, pair) for who, pairs in found.items() for pair in pairs)
+        assert sum(len(pairs) for pairs in found.values()) > 60
+        live = "select count(*) from labels where pair = pairs.id and undone is null and preferred != 'skip'"
+        assert store.rows(f"select id from pairs where got != ({live}) or got > wanted") == []
 
 
 def test_skips_are_kept_apart_from_labels(client):

@@ -50,7 +50,10 @@ MODELS = {
     "qwen2": ("Qwen2", GQA),
     "qwen2-window": ("Qwen2", GQA | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "qwen3": ("Qwen3", GQA | {"head_dim": 16}),
-    "gemma2": ("Gemma2", GQA | {"head_dim": 16, "sliding_window": 5, "attn_logit_softcapping": 2.0}),
+    "gemma2": (
+        "Gemma2",
+        GQA | {"head_dim": 16, "sliding_window": 5, "attn_logit_softcapping": 2.0, "attn_implementation": "eager"},
+    ),
     "gemma3": ("Gemma3", GQA | {"head_dim": 16, "sliding_window": 5, "sliding_window_pattern": 2}),
     "phi": ("Phi", {}),
     "phi3": ("Phi3", GQA | {"sliding_window": 7}),

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from modeseek.batch import Batch
+from modeseek.policies import packed
 from modeseek.policies.adapter import Lora
 from modeseek.policies.hf import HFPolicy, load_model
 from modeseek.rewards.model import RewardModel
@@ -102,3 +103,14 @@ def test_collision_is_the_chance_that_two_draws_agree(tiny):
     policy = HFPolicy(load_model(str(tiny), dtype="float64"), eos=[2], max_new=5)
     want = everywhere(policy).exp().square().sum(-1).log().masked_fill(~batch().mask, 0.0)
     torch.testing.assert_close(policy.collision(batch()), want, rtol=1e-9, atol=1e-9)
+
+
+def test_packed_rows_on_a_device_where_no_one_has_run_them_are_asked_for_and_called_unverified(tiny, monkeypatch):
+    monkeypatch.setattr(packed, "VERIFIED", ("elsewhere",))
+    known = HFPolicy(load_model(str(tiny)), eos=[2], max_new=5)
+    assert "plain: packed rows have not been verified on cpu" in known.paths["logp"]
+    asked = HFPolicy(load_model(str(tiny)), eos=[2], max_new=5, unverified=True)
+    for policy in (asked, asked.reference().module):
+        assert policy.paths["logp"].startswith("packed rows") and "unverified on CPU" in policy.paths["logp"]
+        assert "unverified on CPU" in policy.paths["sample"]
+    torch.testing.assert_close(asked.logp(batch()), known.logp(batch()), rtol=1e-5, atol=1e-5)

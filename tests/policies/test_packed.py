@@ -416,6 +416,33 @@ def test_a_live_tile_costs_three_products_and_two_where_the_head_is_frozen(froze
     assert seen.products == 1
 
 
+def checkpoint(model: hf.PreTrainedModel, reentrant: bool) -> None:
+    switch = "activation_checkpointing_enable"  # its name since transformers 5.2x
+    getattr(model, switch if hasattr(model, switch) else "gradient_checkpointing_enable")({"use_reentrant": reentrant})
+    model.train()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("name", ["Llama", "GPT-NeoX", "Qwen3-MoE"])
+def test_beyond_its_attention_the_last_layer_computes_only_what_is_read(name, checkpointed):
+    model, batch = small(name), groups()
+    if checkpointed:
+        checkpoint(model, reentrant=False)
+    layers, seen = model.base_model.layers, {}
+    note = lambda n: lambda module, inputs: seen.setdefault(n, []).append(inputs[0].shape[-2])
+    inner = lambda layer: (
+        next(m for m in layer.mlp.modules() if isinstance(m, nn.Linear)) if name != "Qwen3-MoE" else layer.mlp
+    )
+    handles = [inner(layers[i]).register_forward_pre_hook(note(i)) for i in (0, -1)]
+    loss(Curved(), Fast(model), batch).backward()
+    for handle in handles:
+        handle.remove()
+    # rows of 7+5+9, 1+3+2 and 4+1 tokens; both first tokens of a group are predicted from its prompt's last
+    whole, read = 32, 18 if name != "Qwen3-MoE" else 32
+    assert seen == {0: [whole] * (1 + checkpointed), -1: [read] * (1 + checkpointed)}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in layers.modules())
+
+
 # ---------------------------------------------------------------- adapters, precision, checkpointing
 
 
@@ -447,9 +474,7 @@ def test_a_checkpointed_layer_recomputes_with_packed_attention(reentrant):
     model, batch = small("Llama"), groups()
     theirs = loss(Curved(), Plain(model), batch)
     expected = gradients(model, theirs)
-    switch = "activation_checkpointing_enable"  # its name since transformers 5.2x
-    getattr(model, switch if hasattr(model, switch) else "gradient_checkpointing_enable")({"use_reentrant": reentrant})
-    model.train()
+    checkpoint(model, reentrant)
     ways = [m._gradient_checkpointing_func for m in model.model.layers]
     loss(Curved(), Fast(model, tile=8), batch).backward()
     assert apart({n: p.grad for n, p in model.named_parameters()}, expected) < 1e-6  # type: ignore[misc]

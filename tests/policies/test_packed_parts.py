@@ -2,13 +2,17 @@
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+import torch.nn.functional as F
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from modeseek.batch import Batch
-from modeseek.policies.attention import Layout, attend, flex
+from modeseek.policies import flex as flexible
+from modeseek.policies.attention import attend
+from modeseek.policies.flex import block_mask, blocks, flex
 from modeseek.policies.head import Form, Head
+from modeseek.policies.layout import Layout
 from modeseek.policies.pack import Segment, pack
 
 
@@ -48,23 +52,28 @@ def layout(shape: list[tuple[int, list[int]]]) -> Layout:
     return Layout.of(row)
 
 
-def dense(q, k, v, where: Layout, scale: float, window: int | None, softcap: float | None = None):
-    """The rule word by word, in a mask of the whole row."""
+def sees(where: Layout, window: int | None) -> torch.Tensor:
+    """The rule word by word, as a mask of the whole row [queries, keys]."""
     owner, branch = [], []
     for i, s in enumerate(where.segments):
         owner += [i] * (s.stop - s.start)
         branch += [0] * s.prompt + [b for b, n in enumerate(s.responses, 1) for _ in range(n)]
-    L = len(owner)
-    sees = torch.zeros(L, L, dtype=torch.bool)
+    L, at = len(owner), where.positions.tolist()
+    found = [[False] * L for _ in range(L)]
     for i in range(L):
         for j in range(i + 1):
-            near = window is None or where.positions[i] - where.positions[j] < window
-            sees[i, j] = owner[i] == owner[j] and branch[j] in (0, branch[i]) and near
+            near = window is None or at[i] - at[j] < window
+            found[i][j] = owner[i] == owner[j] and branch[j] in (0, branch[i]) and near
+    return torch.tensor(found)
+
+
+def dense(q, k, v, where: Layout, scale: float, window: int | None, softcap: float | None = None):
     many = q.shape[1] // k.shape[1]
     scores = q @ k.repeat_interleave(many, 1).mT * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    return scores.masked_fill(~sees, float("-inf")).softmax(-1) @ v.repeat_interleave(many, 1)
+    hidden = ~sees(where, window)
+    return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v.repeat_interleave(many, 1)
 
 
 def drawn(where: Layout, heads: int, kv: int, seed: int = 0):
@@ -96,6 +105,42 @@ def test_block_masks_hide_what_segments_hide(window, softcap):
     q, k, v = (x.detach() for x in drawn(where, heads=4, kv=2))  # FlexAttention has no backward on a CPU
     ours = flex(q, k, v, where, 0.3, window, softcap)
     torch.testing.assert_close(ours, dense(q, k, v, where, 0.3, window, softcap))
+
+
+@example(shape=[(8, [8, 4])], window=None, size=4)  # blocks that stretches fill
+@example(shape=[(8, [8, 4])], window=9, size=4)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shape=groups, window=st.one_of(st.none(), st.integers(1, 12)), size=st.integers(1, 6))
+def test_blocks_are_skipped_only_where_no_query_sees_a_key(shape, window, size, monkeypatch):
+    monkeypatch.setattr(flexible, "BLOCK", size)
+    where = layout(shape)
+    some, every = blocks(where, window)
+    L = len(where.positions)
+    rest = -L % size
+    known = sees(where, window)
+    cut = lambda fill: F.pad(known, (0, rest, 0, rest), value=fill).unflatten(1, (-1, size)).unflatten(0, (-1, size))
+    assert some.equal(cut(False).any(3).any(1))
+    assert (~every | cut(False).all(3).all(1)).all()  # no rule is asked where every query sees every key
+    full = torch.zeros_like(every)  # and that is found wherever a stretch fills the block
+    spans = [(begin, begin + n) for *_, begin, n in where.stretches()]
+    inside = lambda b: any(start <= b * size and (b + 1) * size <= stop for start, stop in spans)
+    for q in range(len(every)):
+        for k in range(len(every)):
+            full[q, k] = inside(q) and inside(k) and cut(False)[q, :, k].all()
+    assert every.equal(full)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_block_mask_lists_what_is_partial_apart_from_what_is_full(monkeypatch):
+    monkeypatch.setattr(flexible, "BLOCK", 16)
+    where = layout([(40, [18, 30]), (20, [2])])
+    some, every = blocks(where, None)
+    mask = block_mask(where, None)
+    assert mask.to_dense()[0, 0].bool().equal(some)
+    assert mask.kv_num_blocks[0, 0].tolist() == (some & ~every).sum(1).tolist()
+    assert mask.full_kv_num_blocks is not None and mask.full_kv_num_blocks.sum() == every.sum() > 0
+    q, k, v = (x.detach() for x in drawn(where, heads=2, kv=1))
+    torch.testing.assert_close(flex(q, k, v, where, 0.3, None, None), dense(q, k, v, where, 0.3, None))
 
 
 def test_a_row_that_no_one_announced_is_our_own_mistake():

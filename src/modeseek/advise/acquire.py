@@ -50,12 +50,12 @@ def offline(shop: Shop, n: int, rng: Generator) -> Int[Tensor, "W n 2"]:
 
 def random(shop: Shop, n: int, rng: Generator) -> Int[Tensor, "W n 2"]:
     """Two of the policy's own responses."""
-    return _drawn(shop, n, 2, rng)
+    return drawn(shop, n, 2, rng)
 
 
 def best_worst(shop: Shop, n: int, rng: Generator) -> Int[Tensor, "W n 2"]:
     """The best and the worst of four own responses, by the reward that is believed."""
-    four = _drawn(shop, n, 4, rng)
+    four = drawn(shop, n, 4, rng)
     score = shop.held.mean.gather(1, four.flatten(1)).view(four.shape)
     at = torch.stack([score.argmax(-1), score.argmin(-1)], -1)
     return four.gather(-1, at)
@@ -196,14 +196,14 @@ def _rows(covariance: Float[Tensor, "W M M"], at: Int[Tensor, "W m"]) -> Float[T
     return covariance.gather(1, at[..., None].expand(-1, -1, covariance.shape[2]))
 
 
-def _drawn(shop: Shop, n: int, k: int, rng: Generator) -> Int[Tensor, "W n k"]:
+def drawn(shop: Shop, n: int, k: int, rng: Generator) -> Int[Tensor, "W n k"]:
     """`k` responses of the policy to each of n prompts."""
     p = shop.policy(shop.held.mean)[:, None].expand(-1, n, -1)
     return _same_prompt(p, k, shop.worlds.contexts, rng)
 
 
 def _offers(shop: Shop, n: int, rng: Generator) -> Int[Tensor, "W m 2"]:
-    return _drawn(shop, OFFERED * n, 2, rng)
+    return drawn(shop, OFFERED * n, 2, rng)
 
 
 def _likeliest(

@@ -1,7 +1,8 @@
 """What to collect next: a plan that `modeseek collect` runs, with what its labels are expected to bring.
 
-The strategy is the one that `benchmarks/advice_collect.py` found best among those that `collect` has; the numbers
-(where to sample, responses to each prompt, temperature, how many labels) come from what the look at the model found.
+Pairs are random: of the designs that `collect` has none surely needs fewer labels (`benchmarks/advice_collect.py`), for
+they name pairs before a label is known. The numbers (where to sample, responses to each prompt, temperature, how many
+labels) come from what the look at the model found.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Candidates measured against each other: labels go where they decide between the two likeliest winners.
+"""Candidates measured against each other: labels go where they decide between the leader and those that may be best.
 
-Each label is one reading of one response. The two rivals are drawn from the belief (top-two Thompson sampling, Russo
-2016, https://arxiv.org/abs/1602.08448), the response from where the rivals differ, and what the judge says of it tells
-of every candidate that would give it or one like it. With a judge that reads a whole candidate: `race_whole`.
+Each label is one reading of one response. Who may be best is drawn from the belief (top-two Thompson sampling, Russo
+2016, https://arxiv.org/abs/1602.08448); the response is the one whose reading lowers the variance of those differences
+most, as in Bayesian quadrature, and what the judge says of it tells of every candidate that would give it or one like
+it. With a judge that reads a whole candidate: `race_whole`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from modeseek.advise.belief import Belief
+
+DRAWS = 64  # of all gains at once
 
 Judge = Callable[[Int[Tensor, "W n"]], Float[Tensor, "W n"]]  # places to readings
 
@@ -39,20 +42,48 @@ def race(
     """The belief after each batch of labels, and how many have been bought."""
     spent = 0
     for size in sizes:
-        place = contested(held, moved, size, rng)
+        place = contested(held, moved, noise, size, rng)
         held = held.told(place, judge(place), noise)
         spent += size
         yield spent, held
 
 
-def contested(held: Belief, moved: Float[Tensor, "W C M"], n: int, rng: Generator) -> Int[Tensor, "W n"]:
-    """`n` responses for the judge: each from where two rivals differ, in proportion to by how much."""
+def contested(
+    held: Belief,
+    moved: Float[Tensor, "W C M"],
+    noise: float,
+    n: int,
+    rng: Generator,
+    *,
+    offers: Float[Tensor, "W m M"] | None = None,
+    unread: Bool[Tensor, "W m"] | None = None,
+) -> Int[Tensor, "W n"]:
+    """`n` responses for the judge, or numbers of `offers`, which are weighted sums of worths that it may read; where
+    `unread` is given, only those, and each once.
+
+    One after another, the one whose reading takes most off the variance of how much better than the leader those are
+    that may be best. What a Gaussian's variance becomes does not wait for the readings.
+    """
     mean, covariance = held.of(moved)
-    drawn = _sampled(mean, covariance, n, rng)  # [W, n, C]
-    first, second = drawn.topk(2, -1).indices.unbind(-1)  # [W, n]
+    leader, second = mean.topk(2, -1).indices.split(1, -1)  # [W, 1]
+    may = torch.cat([_sampled(mean, covariance, DRAWS, rng).argmax(-1), second], 1)  # [W, S]
     pick = lambda at: moved.gather(1, at[..., None].expand(-1, -1, moved.shape[2]))
-    differ = (pick(first) - pick(second)).abs() + 1e-12  # [W, n, M]
-    return torch.multinomial(differ.flatten(0, 1), 1, generator=rng).view(len(mean), n)
+    effect = (pick(may) - pick(leader)) @ held.covariance  # [W, S, M]
+    among = held.covariance
+    if offers is not None:
+        effect, among = effect @ offers.mT, offers @ among @ offers.mT
+    chosen = []
+    for _ in range(n):
+        total = among.diagonal(dim1=1, dim2=2) + noise**2  # [W, m]
+        less = effect.square().sum(1) / total
+        at = (less if unread is None else less.masked_fill(~unread, -1.0)).argmax(1, keepdim=True)  # [W, 1]
+        row = among.gather(1, at[..., None].expand(-1, -1, among.shape[2]))  # [W, 1, m]
+        share = row / total.gather(1, at)[..., None]
+        effect = effect - effect.gather(2, at[..., None].expand(-1, effect.shape[1], -1)) * share
+        among = among - row.mT @ share
+        unread = None if unread is None else unread.scatter(1, at, False)
+        chosen.append(at)
+    return torch.cat(chosen, 1)
 
 
 def race_whole(

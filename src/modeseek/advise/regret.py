@@ -99,6 +99,17 @@ def _races(tally: Tally, one: Measured, held: Belief, looks: Sequence[int], rng:
             tally.add(f"prior + race, {spent}, whole", gain, now.argmax(1))
 
 
+def joined(tallies: Sequence[Tally]) -> Tally:
+    """Several tallies of the same ways as one."""
+    ways = lambda parts: {way: [x for p in parts for x in p[way]] for way in parts[0]}
+    return Tally(
+        best=[x for t in tallies for x in t.best],
+        gained=ways([t.gained for t in tallies]),
+        inside=ways([t.inside for t in tallies]),
+        outside=[x for t in tallies for x in t.outside],
+    )
+
+
 def lines(tally: Tally, seed: int = 0) -> list[Line]:
     """The table: for constants, each method at its best dial in hindsight."""
     best = torch.cat(tally.best)

@@ -2,14 +2,12 @@
 
 A rung trains the candidates that are left, lets each answer the held-out prompts, and spends its labels where the two
 likeliest winners differ. A label is a reading of one answer against the reference's to the same prompt, so that what a
-prompt is worth cancels. The belief starts from the pairs. A rung's readings are kept in a file: nothing is paid twice.
+prompt is worth cancels. The belief starts from the pairs. What is spent stands in `book`: nothing is paid twice.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +20,11 @@ from modeseek import config
 from modeseek.advise import belief
 from modeseek.advise.advice import best_chance
 from modeseek.advise.belief import Belief, linear_kernel, tangents
+from modeseek.advise.book import Hours, Labels
 from modeseek.advise.candidates import Setup, tree_of, write
 from modeseek.advise.diagnose import diagnoses
 from modeseek.advise.lm import spanned
-from modeseek.advise.methods import Arm
+from modeseek.advise.methods import ARMS, Arm
 from modeseek.advise.prior import Prior
 from modeseek.advise.problem import Problem
 from modeseek.advise.race import contested
@@ -82,6 +81,24 @@ class Pool:
     told: int  # places before the pool's that belong to the pairs
     readings: list[tuple[int, float]] = field(default_factory=list)  # place in the pool, reading against the reference
 
+    def place(self, whose: int, prompt: int, number: int) -> int:
+        """Of an answer: whose it is (0: the reference), to which prompt, and which of the several."""
+        return prompt * self.batch.response.shape[1] + whose * self.each + number
+
+    def where(self, place: int) -> tuple[int, int, int]:
+        """The other way round."""
+        prompt, k = divmod(place, self.batch.response.shape[1])
+        return k // self.each, prompt, k % self.each
+
+    def offers(self) -> Float[Tensor, "1 m M"]:
+        """What a reading of each answer says: its worth less that of the reference's that it is read against."""
+        M = self.moved.shape[2]
+        found = torch.zeros(1, M - self.told, M, dtype=torch.float64)
+        for place in range(M - self.told):
+            found[0, place, self.told + place] += 1
+            found[0, place, self.told + _reference(self, place)] -= 1
+        return found
+
 
 def run_race(
     problem: Problem,
@@ -101,24 +118,29 @@ def run_race(
 ) -> list[Rung]:
     """Race the arms; every later rung trains three times as long. Ends early when the winner is clear or time is up."""
     held = held_out(problem, setup, prompts)
-    left, found, spent = list(arms), list[Rung](), 0.0
+    left, found, clock = list(arms), list[Rung](), Hours(folder / "hours.jsonl")
     for number in range(rungs):
-        started, now = time.monotonic(), steps * 3**number
-        if spent and spent + 3 * found[-1].hours * len(left) / len(found[-1].standings) > hours:
+        now, spent = steps * 3**number, sum(rung.hours for rung in found)
+        begun = (folder / f"rung-{number}").exists()
+        if found and not begun and spent + 3 * found[-1].hours * len(left) / len(found[-1].standings) > hours:
             tell(f"the hours are spent: a rung of {now} steps would not fit into what is left")
             break
         home = str(next(problem.policy.parameters()).device)
-        made = [trained(arm, setup, folder, number, now, home, tell) for arm in left]
+        made = list[Policy | None]()
+        for arm in left:
+            made.append(trained(arm, setup, folder, number, now, home, tell))
+            clock.tick(number)
         left = [arm for arm, policy in zip(left, made, strict=True) if policy is not None]
         if not left:
             raise ValueError("candidates: none of them could be trained; the lines above say why")
         policies = [policy for policy in made if policy is not None]
-        pool = gather(problem, policies, held, each, setup.seed + number)
+        pool = gather(problem, left, policies, held, each, setup.seed + number)
+        clock.tick(number)
         share = (labels - sum(r.labels for r in found)) // (rungs - number)
-        standings = judged(problem, pool, left, judge, prior, share, folder / f"rung-{number}", now, setup.seed)
-        took = (time.monotonic() - started) / 3600
-        spent += took
-        found.append(Rung(steps=now, labels=len(pool.readings), hours=took, standings=standings))
+        book = Labels(folder / f"rung-{number}" / "labels.jsonl")
+        bought, standings = judged(problem, pool, left, judge, prior, share, book, now, setup.seed)
+        clock.tick(number)
+        found.append(Rung(steps=now, labels=bought, hours=clock.of(number), standings=standings))
         for one in standings:
             word = "dropped" if one.dropped else "stays"
             tell(f"{one.arm.name}: gain {one.gain:.3g} [{one.low:.3g}, {one.high:.3g}], best {one.best:.0%}, {word}")
@@ -169,11 +191,14 @@ def trained(
 
 
 @torch.no_grad()
-def gather(problem: Problem, policies: Sequence[Policy], held: Groups, each: int, seed: int) -> Pool:
-    """Let the reference and every candidate answer; say how likely every response is under each of them."""
+def gather(
+    problem: Problem, arms: Sequence[Arm], policies: Sequence[Policy], held: Groups, each: int, seed: int
+) -> Pool:
+    """Let the reference and every candidate answer; say how likely every response is under each of them. An arm's
+    answers are the same whoever else runs."""
     nothing = lambda batch: torch.zeros(batch.fresh.shape)
     own, kl = list[Batch](), list[float]()
-    for i, policy in enumerate([problem.policy, *policies]):
+    for arm, policy in zip([Arm(), *arms], [problem.policy, *policies], strict=True):
         [batch] = answer(
             policy,
             held,
@@ -181,7 +206,7 @@ def gather(problem: Problem, policies: Sequence[Policy], held: Groups, each: int
             reference=problem.policy,
             samples_per_prompt=each,
             batch_size=len(held),
-            seed=seed + 1000 * i,
+            seed=seed + 1000 * ARMS.index(arm),
         )
         kl.append(float(seq(batch["old_logp"] - batch["ref_logp"], batch.mask).mean()))
         own.append(batch)
@@ -211,35 +236,39 @@ def judged(
     judge: Reward,
     prior: Prior,
     labels: int,
-    folder: Path,
+    book: Labels,
     steps: int,
     seed: int,
-) -> tuple[Standing, ...]:
-    """Spend the labels, a few at a time, and say where everyone stands."""
-    told, M = pool.told, pool.moved.shape[2]
-    first = torch.arange(0, told, 2)
+) -> tuple[int, tuple[Standing, ...]]:
+    """Spend the labels, a few at a time; how many have been bought, and where everyone stands."""
+    M = pool.moved.shape[2]
+    first = torch.arange(0, pool.told, 2)
     pairs = torch.stack([first, first + 1], 1)[None]
     unknown = torch.zeros(1, M, dtype=torch.float64)  # the judge is asked; what a reward says of itself is no evidence
     fits = belief.fit(pool.kernel, pairs, torch.tensor([len(first)]), unknown, torch.tensor([False]), prior.settings)
     start = prior.belief(fits, diagnoses(problem.twin))
-    book = folder / "labels.jsonl"
-    pool.readings = _kept(book)
+    names = [Arm().name, *(arm.name for arm in arms)]
+    kept, bought = book.kept(names)
+    pool.readings = [(pool.place(*where), reading) for *where, reading in kept]
     rng = torch.Generator().manual_seed(seed + len(pool.readings))
-    held, unit = start, 1.0
+    offers = pool.offers()
+    held, unit, noise = start, 1.0, NOISES[1]
     while True:
         if pool.readings:
-            held, unit = heard(start, pool)
+            held, unit, noise = heard(start, pool)
         mean, covariance = (x[0] for x in held.of(pool.moved))
         chance = best_chance(mean, covariance)
-        if len(pool.readings) >= labels or float(chance.max()) > SURE and len(pool.readings) >= 4 * len(arms):
+        unread = torch.ones(1, offers.shape[1], dtype=torch.bool)
+        unread[0, [place for place, _ in pool.readings]] = False
+        more = min(5, labels - bought, int(unread.sum()))
+        if more < 1 or float(chance.max()) > SURE and len(pool.readings) >= 4 * len(arms):
             break
-        here = held.mean.new_zeros(1, 1, M)
-        here[..., told:] = 1
-        for place in contested(held, pool.moved * here, min(5, labels - len(pool.readings)), rng)[0].tolist():
-            reading = (place - told, against_reference(pool, judge, place - told))
-            pool.readings.append(reading)
-            with book.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(reading) + "\n")
+        for place in contested(held, pool.moved, noise, more, rng, offers=offers, unread=unread)[0].tolist():
+            reading = against_reference(pool, judge, place)
+            pool.readings.append((place, reading))
+            whose, prompt, nth = pool.where(place)
+            book.add(names[whose], prompt, nth, reading)
+            bought += 1
     reach = 1.2815515655446004 * covariance.diagonal().clamp(min=0).sqrt()
     standings = [
         Standing(
@@ -256,7 +285,8 @@ def judged(
     ]
     standings.sort(key=lambda s: -s.best)
     half = max(2, (len(arms) + 1) // 2)
-    return tuple(Standing(**{**vars(s), "dropped": s.best < HOPELESS or i >= half}) for i, s in enumerate(standings))
+    dropped = lambda i, s: s.arm.method is not None and (s.best < HOPELESS or i >= half)
+    return bought, tuple(Standing(**{**vars(s), "dropped": dropped(i, s)}) for i, s in enumerate(standings))
 
 
 def winner(standings: Sequence[Standing]) -> Standing:
@@ -266,14 +296,10 @@ def winner(standings: Sequence[Standing]) -> Standing:
     return max([nothing, *(s for s in standings if s.low > 0)], key=lambda s: s.gain)
 
 
-def heard(start: Belief, pool: Pool) -> tuple[Belief, float]:
-    """The belief after all readings, and how much of the judge's unit a log-odds is: the likeliest unit and noise of a
-    few, for a judge says neither."""
-    M = pool.moved.shape[2]
-    weights = torch.zeros(1, len(pool.readings), M, dtype=torch.float64)
-    for i, (place, _) in enumerate(pool.readings):
-        weights[0, i, pool.told + place] += 1
-        weights[0, i, pool.told + _reference(pool, place)] -= 1
+def heard(start: Belief, pool: Pool) -> tuple[Belief, float, float]:
+    """The belief after all readings, how much of the judge's unit a log-odds is, and the sd of a reading's noise in
+    log-odds: the likeliest unit and noise of a few, for a judge says neither."""
+    weights = pool.offers()[:, [place for place, _ in pool.readings]]
     reading = torch.tensor([[r for _, r in pool.readings]], dtype=torch.float64)
     spread = float(reading.square().mean().sqrt()) or 1.0
     mean, covariance = start.of(weights)
@@ -286,7 +312,7 @@ def heard(start: Belief, pool: Pool) -> tuple[Belief, float]:
 
     scale, noise = max(itertools.product(SCALES, NOISES), key=likely)
     unit = spread * scale
-    return start.heard(weights, reading / unit, noise), unit
+    return start.heard(weights, reading / unit, noise), unit, noise
 
 
 def against_reference(pool: Pool, judge: Reward, place: int) -> float:
@@ -303,16 +329,6 @@ def _reference(pool: Pool, place: int) -> int:
     width = pool.batch.response.shape[1]
     k = place % width
     return place - k + (k % pool.each if k >= pool.each else (k + 1) % pool.each)
-
-
-def _kept(book: Path) -> list[tuple[int, float]]:
-    book.parent.mkdir(parents=True, exist_ok=True)
-    if not book.exists():
-        return []
-    lines = book.read_text(encoding="utf-8").splitlines()
-    kept = [json.loads(line) for line in lines if line.endswith("]")]  # a line that was cut off is bought again
-    book.write_text("".join(json.dumps(one) + "\n" for one in kept), encoding="utf-8")
-    return [(int(place), float(reading)) for place, reading in kept]
 
 
 def slug(arm: Arm) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from modeseek.collect import choose
+from modeseek.collect.alone import alone
+from modeseek.collect.budget import bind, comparisons
 from modeseek.collect.labels import Labeller, Sampled, check_tokens
 from modeseek.collect.plan import Plan, identity, labeller, proxy
 from modeseek.collect.rows import Group, Pair, Response, dump, restore, share
@@ -42,11 +43,18 @@ class Collected:
 
 
 def collect(
-    plan: Plan, prompts: str, *, names: Sequence[str] = (), console: Console | None = None, chunks: int | None = None
+    plan: Plan,
+    prompts: str,
+    *,
+    names: Sequence[str] = (),
+    console: Console | None = None,
+    chunks: int | None = None,
+    account: str = "",
 ) -> Collected:
     """Carry out what is left of a plan. `names` are what the store calls the policies; `chunks` at most are done.
 
-    Raises ValueError before anything is sampled where the plan cannot be honoured.
+    Judges draw on the store's `account`; unset: the plan's own. Raises ValueError before anything is sampled where the
+    plan cannot be honoured.
     """
     if not plan.policies:
         raise ValueError("policies: none given; name a model to sample from")
@@ -59,11 +67,12 @@ def collect(
     told = hashlib.sha256(json.dumps([dump(r.prompt) for r in asked]).encode()).hexdigest()[:16]
     if plan.features == "model":
         reader(writers)
-    with Store(plan.store) as store, _alone(store):
+    with Store(plan.store) as store, alone(f"{store.path}.collecting", f"store: {store.path}"):
         name = store.begin(identity(plan, [writer.identity for writer in writers], told))
         work = Work(plan, name, store, writers, config and Labeller.open(config), chooser and Labeller.open(chooser))
-        if work.labeller is not None:
-            work.labeller.bound(store.spent(name), lambda n: store.spend(name, n))
+        for scorer, part in ((work.labeller, ""), (work.proxy, " proxy")):
+            if scorer is not None:
+                bind(comparisons(scorer.reward), store, (account or name) + part)
         parts = [asked[i : i + plan.chunk] for i in range(0, len(asked), plan.chunk)]
         left = [i for i in range(len(parts)) if i not in store.done(name)]
         with _bar(left, len(parts), console or Console(stderr=True)) as advance:
@@ -156,11 +165,14 @@ class Work:
         every = [(p, a, b) for p, pairs in enumerate(places) for a, b in pairs]
         if self.labeller is None or not every:
             return {at: [] for at in every}
-        if scores:
-            return {(p, a, b): [self.labeller.label(scores[p][a], scores[p][b])] for p, a, b in every}
         two = [(groups[p][0], [groups[p][1][a], groups[p][1][b]]) for p, a, b in every]
-        said = self._scored(self.labeller, two)["reward"].tolist()
-        return {at: [self.labeller.label(*rewards[:2])] for at, rewards in zip(every, said, strict=True)}
+        if scores:
+            said = [(scores[p][a], scores[p][b]) for p, a, b in every]
+        else:
+            said = [tuple(row[:2]) for row in self._scored(self.labeller, two)["reward"].tolist()]
+        orders = self.labeller.orders(two)
+        label = self.labeller.label
+        return {at: [label(*rewards, told)] for at, rewards, told in zip(every, said, orders, strict=True)}
 
     def _scored(self, scorer: Labeller, groups: Sequence[Sampled]) -> Any:
         for config in (labeller(self.plan), proxy(self.plan)):
@@ -190,20 +202,6 @@ def _plain(response: Response) -> dict[str, Any]:
 
 def _response(stored: dict[str, Any]) -> Response:
     return Response(**{**stored, "text": text(restore(stored["text"]))})
-
-
-@contextlib.contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """Two processes would sample the same chunks and pay for the same labels; the lock goes with its process."""
-    lock = sqlite3.connect(store.path.with_name(store.path.name + ".collecting"), timeout=0, isolation_level=None)
-    try:
-        lock.execute("begin exclusive")
-    except sqlite3.OperationalError:
-        raise ValueError(f"store: another process is collecting into {store.path}; wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.close()
 
 
 @contextlib.contextmanager

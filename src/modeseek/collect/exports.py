@@ -19,7 +19,7 @@ from modeseek.collect.rows import Group, Label, Pair, Response
 from modeseek.collect.store import Store
 from modeseek.data.files import load
 from modeseek.data.records import Record
-from modeseek.record import write_bytes
+from modeseek.disk import write_bytes
 
 Shape = Literal["pairs", "rated"]
 Kind = Literal["person", "judge", "model", "rule", "data"]

@@ -13,6 +13,7 @@ A round's chance comes from the seed and its number. Its reference is the policy
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -26,15 +27,17 @@ from rich.console import Console
 
 from modeseek import config as runs_config
 from modeseek import record
+from modeseek.collect.alone import alone
 from modeseek.collect.chunks import collect
 from modeseek.collect.diagnosed import check as check_diagnostics
 from modeseek.collect.diagnosed import diagnosed
 from modeseek.collect.exports import export
-from modeseek.collect.judging import Judging, reward_of
+from modeseek.collect.judging import ACCOUNT, Judging, reward_of
 from modeseek.collect.plan import EXECUTION, without
 from modeseek.collect.rounds import Rounds, called, policy_of, run_tree, seed_of
 from modeseek.collect.store import Store
 from modeseek.config import converter
+from modeseek.disk import write_json, write_yaml
 from modeseek.report.rounds import write
 from modeseek.runs import train
 
@@ -51,20 +54,21 @@ def iterate(rounds: Rounds, console: Console | None = None) -> Path:
     folder = Path(rounds.output_dir)
     _check(rounds)
     _same(folder, rounds)
-    judge, done = Judging(rounds), list[dict[str, Any]]()
-    for number in range(1, rounds.rounds + 1):
-        kept = folder / f"round-{number}" / "round.json"
-        if kept.is_file():
-            found = json.loads(kept.read_text(encoding="utf-8"))
-        else:
-            if stopped(done, rounds):
-                break
-            found = one_round(number, rounds, _current(done), judge, console)
-            record.write_json(kept, found)
-        done.append(found)
-        write(folder)
-        console.print(f"round {number}: {found['says']}", highlight=False)
-    _deliver(folder, _current(done))
+    done = list[dict[str, Any]]()
+    with alone(str(folder / "iterate.lock"), f"output_dir: {folder}"), contextlib.closing(Judging(rounds)) as judge:
+        for number in range(1, rounds.rounds + 1):
+            kept = folder / f"round-{number}" / "round.json"
+            if kept.is_file():
+                found = json.loads(kept.read_text(encoding="utf-8"))
+            else:
+                if stopped(done, rounds):
+                    break
+                found = one_round(number, rounds, _current(done), judge, console)
+                write_json(kept, found)
+            done.append(found)
+            write(folder)
+            console.print(f"round {number}: {found['says']}", highlight=False)
+        _deliver(folder, _current(done))
     return write(folder)
 
 
@@ -82,6 +86,7 @@ def one_round(number: int, rounds: Rounds, current: int, judge: Judging, console
         rounds.prompts,
         names=[called(current), *rounds.collect.policies],
         console=console,
+        account=ACCOUNT,
     )
     if collected.waiting:
         raise Waiting(
@@ -145,7 +150,7 @@ def _same(folder: Path, rounds: Rounds) -> None:
         for key, one, other in _differing(fixed(before), fixed(json.loads(json.dumps(now)))):
             raise ValueError(f"{key}: {path} says {one!r} and now it is {other!r}; name another output_dir")
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_yaml(path, now)
+    write_yaml(path, now)
 
 
 def _differing(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

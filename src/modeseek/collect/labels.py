@@ -7,8 +7,7 @@ really had, and the decoder looks the number up: every reward works as it is, an
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,9 +18,12 @@ from modeseek.collect.rows import Label, Preferred, Response
 from modeseek.config import converter, snake
 from modeseek.data.records import Text, text
 from modeseek.rewards import AnyReward, Ensemble, Judge, JudgeReward, Length, Model, build_reward
+from modeseek.rewards.text import replies
 from modeseek.stages import Reward, score
 
 Sampled = tuple[Text, Sequence[Response]]  # a prompt and the responses to it
+FIRST = {"A": "a", "B": "b", "C": "tie", "unclear": "unclear"}  # a verdict as a side of the pair, a shown as A
+SECOND = FIRST | {"A": "b", "B": "a"}  # and b shown as A
 
 
 @dataclass
@@ -70,9 +72,13 @@ class Labeller:
         """The groups with their `reward`."""
         return score(self.reward)(self.lexicon.batch(groups))
 
-    def label(self, ours: float, theirs: float) -> Label:
-        """The label that two rewards make. A model's confidence is Bradley and Terry's."""
-        preferred: Preferred = "a" if ours > theirs else "b" if theirs > ours else "tie"
+    def label(self, ours: float, theirs: float, orders: str = "") -> Label:
+        """The label that two rewards make. A model's confidence is Bradley and Terry's.
+
+        Where a judge's verdict was none in either order, no winner is a skip: a tie is something that it says.
+        """
+        none: Preferred = "skip" if "unclear" in orders else "tie"
+        preferred: Preferred = "a" if ours > theirs else "b" if theirs > ours else none
         sure = 1 / (1 + math.exp(-min(abs(ours - theirs), 700.0))) if self.kind == "model" else None
         return Label(
             annotator=self.name,
@@ -80,26 +86,19 @@ class Labeller:
             preferred=preferred,
             confidence=sure,
             shown="both" if self.kind == "judge" else "",
+            orders=orders,
         )
 
-    def bound(self, spent: int, spend: Callable[[int], None]) -> None:
-        """Let a judge's budget hold over all processes: `spent` requests are gone, `spend` hears of each one more."""
-        if isinstance(self.reward, JudgeReward):
-            self.reward.comparison.counts = Ledger(spent, spend)
+    def orders(self, pairs: Sequence[Sampled]) -> list[str]:
+        """What a judge said of each pair with its first response shown first, and then second; of others nothing.
 
-
-class Ledger(Counter[str]):
-    """A judge's counts. `asked` begins where the last process stopped and is written down before a request is sent."""
-
-    def __init__(self, spent: int, spend: Callable[[int], None]):
-        self.spend: Callable[[int], None] | None = None
-        super().__init__(asked=spent)
-        self.spend = spend
-
-    def __setitem__(self, key: str, value: int) -> None:
-        if key == "asked" and self.spend is not None:
-            self.spend(value)
-        super().__setitem__(key, value)
+        It has been asked already: the answers come from its cache.
+        """
+        if not isinstance(self.reward, JudgeReward):
+            return [""] * len(pairs)
+        rows = replies(self.lexicon.batch(pairs), self.lexicon, self.reward.prompts)
+        said = self.reward.comparison.recalled([(one, other) for one, other in rows if one and other])
+        return ["" if both is None else f"{FIRST[both[0]]} {SECOND[both[1]]}" for both in said]
 
 
 def kind_of(config: AnyReward) -> Literal["rule", "model", "judge"]:

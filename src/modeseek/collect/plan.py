@@ -11,7 +11,7 @@ import tyro
 import yaml
 
 from modeseek.config import check, converter, parse_reward, reasons
-from modeseek.rewards import AnyReward, Judge, Table
+from modeseek.rewards import AnyReward, Ensemble, Judge, Table
 
 T = TypeVar("T")
 PEOPLE = "people"
@@ -122,7 +122,13 @@ def _reward(spec: str | dict[str, Any], key: str) -> AnyReward:
     config = parse_reward(spec, key)
     if isinstance(config, Table):
         raise ValueError(f"{key}.type: table reads token ids, but collecting reads text; take another")
-    if isinstance(config, Judge) and not config.cache:
+    return kept(config, key)
+
+
+def kept(config: AnyReward, key: str) -> AnyReward:
+    """A reward whose judges keep their answers; refused where one does not."""
+    members = config.members if isinstance(config, Ensemble) else (config,)
+    if any(isinstance(one, Judge) and not one.cache for one in members):
         raise ValueError(f"{key}.cache: found none; name a file, so that no answer is ever paid for twice")
     return config
 

@@ -40,6 +40,7 @@ class Label:
     preferred: Preferred
     confidence: float | None = None
     shown: Literal["ab", "ba", "both", ""] = ""
+    orders: str = ""  # a judge's verdicts with a first and with b first, such as "a tie"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,6 @@ def _pair(
     db.execute(insert, (prompt, a, b, *made, pair.wanted))
     (row,) = db.execute("select id from pairs where a = ? and b = ?", (a, b)).fetchone()
     for x in pair.labels:
-        columns = "pair, annotator, kind, preferred, confidence, shown, at"
-        values = (row, x.annotator, x.kind, x.preferred, x.confidence, x.shown, at)
-        db.execute(f"insert or ignore into labels ({columns}) values (?, ?, ?, ?, ?, ?, ?)", values)
+        columns = "pair, annotator, kind, preferred, confidence, shown, orders, at"
+        values = (row, x.annotator, x.kind, x.preferred, x.confidence, x.shown, x.orders, at)
+        db.execute(f"insert or ignore into labels ({columns}) values (?, ?, ?, ?, ?, ?, ?, ?)", values)

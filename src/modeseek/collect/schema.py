@@ -4,6 +4,8 @@ A response is named by `key`: its prompt, its text, its writer and its draw, so 
 twice. A label is never overwritten: one that its author took back keeps its row with `undone` set.
 """
 
+import sqlite3
+
 VERSION = 1
 
 TABLES = """
@@ -29,8 +31,8 @@ create table if not exists drafts (          -- chunks that are sampled and not 
     primary key (plan, number)
 ) without rowid;
 
-create table if not exists spent (           -- requests to a judge, counted before each is sent
-    plan text primary key references plans,
+create table if not exists paid (            -- requests to a judge, counted before each is sent
+    account text primary key,                -- a plan's hash, or what all rounds of an `iterate` draw on
     requests integer not null
 ) without rowid;
 
@@ -87,6 +89,7 @@ create table if not exists labels (
     shown text not null check (shown in ('ab', 'ba', 'both', '')),  -- which stood first; both: asked twice
     seconds real,                            -- that a person looked at it
     note text not null default '',
+    orders text not null default '',         -- a judge: its verdict with a first and with b first; a b tie unclear
     client text unique,                      -- the id that the page gave its click: the same click counts once
     at real not null,
     undone real                              -- when its author took it back
@@ -137,3 +140,25 @@ end""",
         where annotator = new.annotator;
 end""",
 )
+
+
+def bring_up(db: sqlite3.Connection) -> None:
+    """Give a store what it lacks: a new one everything, one of an earlier program what has been added since."""
+    for statement in filter(str.strip, _statements(TABLES)):
+        db.execute(statement)
+    named = {name for (name,) in db.execute("select name from sqlite_master")}
+    if "asked" not in named:
+        for statement in COUNTS:
+            db.execute(statement)
+    if "spent" in named:
+        db.execute("insert or ignore into paid select plan, requests from spent")
+        db.execute("drop table spent")
+    if "orders" not in {column for _, column, *_ in db.execute("pragma table_info(labels)")}:
+        db.execute("alter table labels add column orders text not null default ''")
+    db.execute("insert or ignore into facts values ('version', ?)", (str(VERSION),))
+
+
+def _statements(script: str) -> list[str]:
+    """`executescript` would commit before it begins, and two processes may make the same file."""
+    lines = [line.partition("--")[0] for line in script.splitlines()]
+    return "\n".join(lines).split(";")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modeseek.collect.rows import Group, Preferred, add_group, restore, share
-from modeseek.collect.schema import COUNTS, TABLES, VERSION
+from modeseek.collect.schema import VERSION, bring_up
 from modeseek.data.records import Text
 
 Shown = Literal["ab", "ba"]
@@ -62,12 +62,7 @@ class Store:
             for pragma in ("journal_mode = wal", "synchronous = full", "foreign_keys = on"):
                 self._db.execute(f"pragma {pragma}")
             with self.writing() as db:
-                for statement in filter(str.strip, _statements(TABLES)):
-                    db.execute(statement)
-                if not db.execute("select 1 from sqlite_master where name = 'asked'").fetchone():
-                    for statement in COUNTS:
-                        db.execute(statement)
-                db.execute("insert or ignore into facts values ('version', ?)", (str(VERSION),))
+                bring_up(db)
             (found,) = self._db.execute("select value from facts where name = 'version'").fetchone()
         except sqlite3.DatabaseError as error:
             raise ValueError(f"store: {self.path}: {error}; name a preference store or a new file") from error
@@ -159,15 +154,16 @@ class Store:
         with self.writing() as db:
             db.execute("insert or replace into drafts values (?, ?, ?)", (plan, number, groups))
 
-    def spent(self, plan: str) -> int:
-        """Requests that a plan has sent to a judge, by every process that worked on it."""
-        found = self.rows("select requests from spent where plan = ?", plan)
+    def spent(self, account: str) -> int:
+        """Requests that an account has sent to a judge, by every process that drew on it."""
+        found = self.rows("select requests from paid where account = ?", account)
         return found[0][0] if found else 0
 
-    def spend(self, plan: str, requests: int) -> None:
-        """Write down how many requests were sent in all, before the last of them is."""
+    def spend(self, account: str, requests: int) -> None:
+        """Write down requests before they are sent."""
+        more = "on conflict (account) do update set requests = requests + excluded.requests"
         with self.writing() as db:
-            db.execute("insert or replace into spent values (?, ?)", (plan, requests))
+            db.execute(f"insert into paid values (?, ?) {more}", (account, requests))
 
     # People
 
@@ -189,7 +185,7 @@ class Store:
         return len(wanted)
 
     def next_pair(self, annotator: str) -> Asked | None:
-        """The first pair that waits for this person, and is not on somebody else's screen; None when there is none.
+        """The pair on this person's screen, else the first that waits for them and is on nobody else's, or None.
 
         Everybody goes through the pairs in the same order, so that pairs with overlap meet their second person early.
         """
@@ -197,12 +193,15 @@ class Store:
         now = time.time()
         with self.writing() as db:
             db.execute("insert or ignore into annotators (name) values (?)", (annotator,))
-            (start,) = db.execute("select done_before from annotators where name = ?", (annotator,)).fetchone()
-            first, found = None, None
-            for pair, wanted, got in db.execute(_WAITING, (start, annotator)):
-                first = pair if first is None else first
-                if got + _holders(db, pair, annotator, now) < wanted:
-                    found = pair
+            query = "select done_before, holds from annotators where name = ?"
+            start, held = db.execute(query, (annotator,)).fetchone()
+            free = lambda pair, wanted, got: got + _holders(db, pair, annotator, now) < wanted
+            on_screen = db.execute(_ON_SCREEN, (held, annotator)).fetchone()
+            first, found = None, held if on_screen and free(*on_screen) else None
+            for row in () if found else db.execute(_WAITING, (start, annotator)):
+                first = row[0] if first is None else first
+                if free(*row):
+                    found = row[0]
                     break
             update = "update annotators set done_before = coalesce(?, done_before), holds = ?, since = ? where name = ?"
             db.execute(update, (first, found, now, annotator))
@@ -244,17 +243,28 @@ class Store:
             assert made.lastrowid is not None
             return made.lastrowid
 
-    def undo(self, annotator: str) -> int | None:
-        """Take this person's last label back; its pair, which is the next that they are shown, or None."""
+    def undo(self, annotator: str, label: int | None = None) -> int | None:
+        """Take this person's last label back, or the one named; its pair, which is on their screen from now, or None.
+
+        One that is named is taken back once, however often it is asked for: an answer may be lost on its way.
+        """
+        named = "select id, pair, undone from labels where annotator = ? and kind = 'person' and id = ?"
         with self.writing() as db:
-            last = (
-                f"select id, pair from labels where annotator = ? and kind = 'person' {_LIVE} order by id desc limit 1"
-            )
-            found = db.execute(last, (annotator,)).fetchone()
+            last = self.last(annotator) if label is None else label
+            found = db.execute(named, (annotator, last)).fetchone()
             if found is None:
                 return None
-            _take_back(db, found[0])
+            if found[2] is None:
+                _take_back(db, found[0])
+                held = "update annotators set holds = ?, since = ? where name = ?"
+                db.execute(held, (found[1], time.time(), annotator))
             return found[1]
+
+    def last(self, annotator: str) -> int | None:
+        """The last label of a person that stands."""
+        query = f"select id from labels where annotator = ? and kind = 'person' {_LIVE} order by id desc limit 1"
+        found = self.rows(query, annotator)
+        return found[0][0] if found else None
 
     def progress(self, annotator: str | None = None) -> Progress:
         """How far people are, one of them or all."""
@@ -296,6 +306,7 @@ _WAITING = f"""
     select id, wanted, got from pairs where got < wanted and id >= ?
     and not exists (select 1 from labels where pair = pairs.id and annotator = ? {_LIVE}) order by id
 """
+_ON_SCREEN = _WAITING.replace("id >= ?", "id = ?")
 _CONTENT = (
     "select hash, plan from plans",
     "select plan, number, counts from chunks",
@@ -305,15 +316,9 @@ _CONTENT = (
     " from responses",
     "select x.key, y.key, pairs.plan, pairs.chunk, selected, wanted, got from pairs, responses x, responses y"
     " where x.id = a and y.id = b",
-    "select x.key, y.key, annotator, kind, preferred, confidence, shown, note from labels, pairs, responses x,"
+    "select x.key, y.key, annotator, kind, preferred, confidence, shown, note, orders from labels, pairs, responses x,"
     " responses y where pair = pairs.id and x.id = a and y.id = b and undone is null",
 )
-
-
-def _statements(script: str) -> list[str]:
-    """`executescript` would commit before it begins, and two processes may make the same file."""
-    lines = [line.partition("--")[0] for line in script.splitlines()]
-    return "\n".join(lines).split(";")
 
 
 def _holders(db: sqlite3.Connection, pair: int, but: str, now: float) -> int:

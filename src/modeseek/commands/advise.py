@@ -97,8 +97,10 @@ def main(words: list[str]) -> int:
         from modeseek.advise.gather import plan_for
 
         found = plan_for(problem.twin, advice, prior, model=model, label=asked.judge or asked.reward, seed=asked.seed)
-        tree["collect"] = {"plan": found.plan, "reasons": list(found.reasons), "per_label": found.per_label}
-        _yaml(found.plan, folder / "collect.yaml")
+        limits = {"max_length": asked.max_length, "max_completion_length": asked.max_completion_length}
+        plan = {**found.plan, **limits, "store": str(folder / "preferences.sqlite")}
+        tree["collect"] = {"plan": plan, "reasons": list(found.reasons), "per_label": found.per_label}
+        _yaml(plan, folder / "collect.yaml")
     _write(tree, folder)
     if asked.json:
         print(json.dumps(tree, indent=2))
@@ -134,28 +136,29 @@ def _race(
     console: Console,
 ) -> dict[str, Any]:
     """Run it; what it found, as keys of the advice."""
-    from modeseek.advise.candidates import Setup
+    from modeseek.advise.book import same_race
     from modeseek.advise.methods import ARMS
     from modeseek.advise.trial import held_out, run_race, winner
     from modeseek.build import raw_prompts
+    from modeseek.report.advice import said
     from modeseek.rewards import build_reward
 
-    setup = Setup(
-        model=model,
-        data=asked.data,
-        reward=asked.reward,
-        split=asked.split,
-        learning_rate=asked.learning_rate,
-        max_length=asked.max_length,
-        max_completion_length=asked.max_completion_length,
-        lora=asked.lora,
-        device=asked.device,
-        seed=asked.seed,
-    )
+    setup = _setup(asked, model)
     wanted = [(o.name, o.value) for o in advice.options if o.config][: asked.candidates]
     arms = [
         arm for name, value in wanted for arm in ARMS if arm.method and (arm.method.name, arm.dial) == (name, value)
     ]
+    free = (
+        "budget",
+        "candidates",
+        "collect",
+        "steps",
+        "race",
+        "device",
+        "json",
+        "output_dir",
+    )  # may change as it goes on
+    same_race(folder, {key: value for key, value in asdict(asked).items() if key not in free})
     asker = build_reward(judge, problem.template, raw_prompts(held_out(problem, setup, 32)))
     rungs = run_race(
         problem,
@@ -173,12 +176,13 @@ def _race(
     last = rungs[-1]
     first = winner(last.standings)
     best = first.arm
+    raced = f"{len(arms)} candidates raced, {len(last.standings) - 1} of them for {last.steps} steps"
     measured = (
-        f"of {len(last.standings) - 1} candidates trained for {last.steps} steps, {best.name} gains {first.gain:.3g}"
-        f" [{first.low:.3g}, {first.high:.3g}] by the judge and is the best with a chance of {first.best:.0%}"
+        f"{raced}: {said(best.name)} gains {first.gain:.3g} [{first.low:.3g}, {first.high:.3g}] by the judge, and is"
+        f" the best with a chance of {first.best:.0%}"
         if best.method is not None
-        else f"of {len(last.standings) - 1} candidates trained for {last.steps} steps none gains by the judge for sure:"
-        " no 80% interval is above zero; more labels, or longer rungs, would tell more"
+        else f"{raced}: none surely gains by the judge, for no 80% interval is above zero; more labels, or longer"
+        " rungs, would tell more"
     )
     return {
         "verdict": "do nothing" if best.method is None else "train",
@@ -193,17 +197,11 @@ def _race(
     }
 
 
-def _recommend(asked: Advise, model: str, tree: dict[str, Any], folder: Path, steps: int) -> None:
-    """The config of the winner, or of the most promising, beside the advice."""
-    from modeseek.advise.candidates import Setup, tree_of, write
-    from modeseek.advise.methods import ARMS
+def _setup(asked: Advise, model: str) -> Any:
+    """What all candidates and the recommended run have in common."""
+    from modeseek.advise.candidates import Setup
 
-    first = next((o for o in tree["options"] if o["config"]), None)
-    name = tree["best_method"] or (f"{first['name']} {first['value']:g}" if first else "nothing")
-    arm = next(a for a in ARMS if a.name == name)
-    if arm.method is None:
-        return
-    setup = Setup(
+    return Setup(
         model=model,
         data=asked.data,
         reward=asked.reward,
@@ -215,6 +213,22 @@ def _recommend(asked: Advise, model: str, tree: dict[str, Any], folder: Path, st
         device=asked.device,
         seed=asked.seed,
     )
+
+
+def _recommend(asked: Advise, model: str, tree: dict[str, Any], folder: Path, steps: int) -> None:
+    """The config of the winner or of the most promising, of SFT where that is to come first; none where nothing is to
+    be trained yet."""
+    from modeseek.advise.candidates import tree_of, write
+    from modeseek.advise.methods import ARMS
+
+    wanted = {"train": None, "sft first": "sft"}
+    first = next((o for o in tree["options"] if o["config"] and wanted.get(tree["verdict"]) in (None, o["name"])), None)
+    name = tree["best_method"] or (f"{first['name']} {first['value']:g}" if first else "nothing")
+    arm = next(a for a in ARMS if a.name == name)
+    if arm.method is None or tree["verdict"] not in wanted:
+        (folder / "recommended.yaml").unlink(missing_ok=True)  # of an earlier advice in this folder
+        return
+    setup = _setup(asked, model)
     run = tree_of(arm, setup, steps=steps, output_dir=folder / "recommended")
     if arm.method.scores and not asked.reward:
         return
@@ -230,7 +244,7 @@ def _yaml(tree: dict[str, Any], path: Path) -> None:
 
 
 def _write(tree: dict[str, Any], folder: Path) -> None:
-    from modeseek.record import write_json
+    from modeseek.disk import write_json
     from modeseek.report.advice import render
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,16 +261,15 @@ def show(tree: dict[str, Any], folder: Path) -> None:
     if tree["outside"]:
         console.print(f"  outside what the prior knows (most of all: {tree['furthest']}): race before you trust it")
     table = Table(title="expected of each method; gains in log-odds over the model as it is, 80% intervals")
-    for name in ("method", "dial", "gain", "best", "KL", "samples", "hours"):
+    for name in ("method", "dial", "gain", "best", "KL", "hours"):
         table.add_column(name, no_wrap=True)
     for o in tree["options"]:
         table.add_row(
             o["name"],
-            f"{o['dial']} {o['value']:g}" if o["dial"] else "",
+            f"{o['dial'].rpartition('.')[2]} {o['value']:g}" if o["dial"] else "",
             f"{o['gain']:.2f} [{o['low']:.2f}, {o['high']:.2f}]",
             f"{o['best']:.0%}",
             f"{o['kl']:.1f}",
-            str(o["cost"]["samples"]),
             f"{o['cost']['hours']:.2g}",
         )
     console.print(table)

@@ -45,6 +45,7 @@ def main(words: list[str]) -> int:
     from modeseek import record
     from modeseek.diagnostics.diagnosis import diagnose
     from modeseek.diagnostics.displacement import name_state
+    from modeseek.disk import write_bytes, write_json
     from modeseek.report.diagnosis import render
 
     console = Console(stderr=asked.json)
@@ -56,8 +57,8 @@ def main(words: list[str]) -> int:
     found = diagnose(look, beta=asked.beta, seed=asked.seed, run=state) | facts | {"seconds": round(seconds, 1)}
     folder = Path(asked.output)
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_json(folder / "diagnosis.json", found)
-    record.write_bytes(folder / "diagnosis.html", render(found).encode())
+    write_json(folder / "diagnosis.json", found)
+    write_bytes(folder / "diagnosis.html", render(found).encode())
     if asked.json:
         print((folder / "diagnosis.json").read_text())
         return 0

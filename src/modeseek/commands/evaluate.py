@@ -9,14 +9,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from modeseek.commands.models import model_folder
+from modeseek.commands.models import context, model_folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Compare policies with references on the same prompts: win rate, reward, KL, length, with intervals."""
 
-    policies: Annotated[tuple[str, ...], tyro.conf.Positional]  # folders of save_pretrained or of runs, or hub names
+    # folders of save_pretrained or of runs, RUN/checkpoints/step-N, or hub names
+    policies: Annotated[tuple[str, ...], tyro.conf.Positional]
     against: tuple[str, ...] = ()  # the reference, likewise; several: a set of baselines. The KL is to the first
     prompts: str  # preference or prompt file, or hub name; only its prompts are read
     reward: str = ""  # how to score, as in --reward length:prefer=shorter; a judge compares both orders
@@ -48,6 +49,8 @@ def main(words: list[str]) -> int:
     """Did it work?"""
     asked = tyro.cli(Evaluate, args=words, prog="modeseek evaluate")
     from modeseek import record
+    from modeseek.disk import write_json
+    from modeseek.evaluate.exhibit import row
 
     if asked.outputs is not None:
         print(_outputs(asked, *asked.outputs))
@@ -56,14 +59,11 @@ def main(words: list[str]) -> int:
     trial = _trial(asked)
     found = trial.run()
     tasks = _tasks(asked)
-    results = [
-        *found.rows,
-        *({"name": e.name, "value": e.value, "low": e.low, "high": e.high, "n": e.n} for e in tasks),
-    ]
+    results = [*found.rows, *map(row, tasks)]
     if len(asked.policies) == 1 and record.is_run(Path(asked.policies[0])):
         record.write_results(asked.policies[0], results)
     if asked.output:
-        record.write_json(Path(asked.output), results)
+        write_json(Path(asked.output), results)
     if asked.page:
         from modeseek.report.evaluation import write
 
@@ -74,8 +74,8 @@ def main(words: list[str]) -> int:
         print(write(trial.exhibit(title, told, tasks), Path(asked.page)), file=sys.stderr)
     if asked.json:
         print(json.dumps(results, indent=2))
-        return 0
-    _print(asked, results, trial.prompts)
+    else:
+        _print(asked, results, trial.prompts)
     for line in found.notes:
         print(line, file=sys.stderr)
     return 0
@@ -84,6 +84,8 @@ def main(words: list[str]) -> int:
 def _refuse(asked: Evaluate) -> None:
     if not asked.policies or not asked.against or not asked.reward:
         raise ValueError("which policy, against which? modeseek evaluate POLICY --against REF --prompts P --reward R")
+    if asked.harness and (kept := [n for n in (asked.policies[0], asked.against[0]) if "/checkpoints/step-" in n]):
+        raise ValueError(f"harness: {kept[0]} is a checkpoint, and lm-eval reads models; name the run, or leave it out")
     for key, names in (("policies", asked.policies), ("against", asked.against)):
         if len(set(names)) < len(names):
             raise ValueError(f"{key}: one name twice; a policy counts once")
@@ -94,15 +96,18 @@ def _refuse(asked: Evaluate) -> None:
 
 
 def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
-    from modeseek.build import context_of, load_policy, raw_prompts
+    from modeseek.build import context_of, raw_prompts
     from modeseek.config import Run, parse_reward
     from modeseek.data.files import load
     from modeseek.data.tokenise import Groups, Template
+    from modeseek.evaluate.checkpoints import open_policy, shape_of
+    from modeseek.evaluate.sides import Side
     from modeseek.evaluate.trial import Trial
 
-    template = Template.load(model_folder(asked.against[0]))
+    template = Template.load(shape_of(asked.against[0]))
     run = Run(stop_strings=asked.stop_strings, token_budget=asked.token_budget)
-    opened = lambda name: load_policy(model_folder(name), template, max_new=asked.max_completion_length, run=run)
+    templates = dict.fromkeys((*asked.against, *asked.policies), template)
+    opened = lambda name: open_policy(name, templates[name], max_new=asked.max_completion_length, run=run)
     reward, gold = parse_reward(asked.reward), parse_reward(asked.gold, "gold") if asked.gold else None
     reference = opened(asked.against[0])
     records = load(asked.prompts, split=asked.split)
@@ -112,6 +117,19 @@ def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
         max_length=min(asked.max_length, context_of(reference) or asked.max_length),
         max_completion_length=asked.max_completion_length,
     )
+    sides = dict[str, Side]()
+    for name in [name for name in templates if name != asked.against[0]]:
+        templates[name] = own = _own(name, template, prompts.records)
+        if own is not template:
+            asked_in = Groups.from_prompts(
+                prompts.records,
+                own,
+                max_length=min(asked.max_length, context(shape_of(name)) or asked.max_length),
+                max_completion_length=asked.max_completion_length,
+            )
+            if len(asked_in) < len(prompts):
+                raise ValueError(f"prompts: {name} cannot read {len(prompts) - len(asked_in)} of them; leave them out")
+            sides[name] = Side(prompts=asked_in, texts=raw_prompts(asked_in), decoder=own)
     return Trial(
         policies=asked.policies,
         baselines=asked.against,
@@ -128,7 +146,27 @@ def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
         batch_size=asked.batch_size,
         seed=asked.seed,
         temperature=asked.temperature,
+        sides=sides,
     )
+
+
+def _own(name: str, template: Any, records: Sequence[Any]) -> Any:
+    """A policy's own template, where it writes these prompts otherwise than the first baseline's."""
+    from modeseek.data.tokenise import Template
+    from modeseek.evaluate.checkpoints import shape_of
+
+    word = shape_of(name)
+    folder = Path(word)
+    if folder.is_dir() and not any(
+        found for kind in ("tokenizer*", "vocab*", "*.model") for found in folder.glob(kind)
+    ):
+        print(f"{name} has no tokenizer of its own: it is asked in the first baseline's tokens", file=sys.stderr)
+        return template
+    own = Template.load(word)
+    same = own.tokenizer.get_vocab() == template.tokenizer.get_vocab()
+    if same and all(own.prompt_ids(r.prompt) == template.prompt_ids(r.prompt) for r in records):
+        return template
+    return own
 
 
 def _outputs(asked: Evaluate, form: str, file: str) -> Path:
@@ -193,9 +231,10 @@ def _print(asked: Evaluate, results: Sequence[dict[str, Any]], prompts: Sized) -
 
     who = [key for key in ("policy", "against") if any(key in row for row in results)]
     table = Table(title=f"{', '.join(asked.policies)} against {', '.join(asked.against)}, {len(prompts)} prompts")
-    for name in (*who, "", "value", "95% interval", "n"):
-        table.add_column(name, justify="right" if name in ("value", "95% interval", "n") else "left")
+    for name in (*who, "", *(numbers := ("value", "95% interval", "standard error", "n"))):
+        table.add_column(name, justify="right" if name in numbers else "left")
     for r in results:
         interval = f"{r['low']:.4g} to {r['high']:.4g}"
-        table.add_row(*(r.get(key, "") for key in who), r["name"], f"{r['value']:.4g}", interval, str(r["n"]))
+        cells = (f"{r['value']:.4g}", interval, f"{r['standard_error']:.3g}", str(r["n"]))
+        table.add_row(*(r.get(key, "") for key in who), r["name"], *cells)
     Console().print(table)

@@ -22,13 +22,13 @@ def load(config: str, flags: Sequence[str] = ()) -> Run:
 
 
 def _apply_structural_flags(tree: dict[str, Any], flags: list[str], rest: list[str]) -> dict[str, Any]:
-    """`--reward`, `--lora.*`, `--stop-on` and `--stages.NAME.OPTION`, which tyro cannot read; the rest goes to it."""
+    """`--reward`, `--columns`, `--lora.*`, `--stop-on` and `--stages.NAME.OPTION`, which tyro cannot read."""
     tree = dict(tree)
     while flags:
         flag = flags.pop(0)
         name, equals, value = flag.partition("=")
         key = name.lstrip("-").replace("-", "_")
-        structural = key in ("reward", "gold_reward", "report_to", "stop_on") or key.startswith(
+        structural = key in ("reward", "gold_reward", "report_to", "stop_on", "columns") or key.startswith(
             ("lora", "stages.", "before.")
         )
         if not name.startswith("--") or not structural or key in OTHERS:
@@ -42,6 +42,8 @@ def _apply_structural_flags(tree: dict[str, Any], flags: list[str], rest: list[s
             tree[key] = reward_tree(value)
         elif key in ("report_to", "stop_on"):
             tree[key] = [] if value == "none" else value.split(",")
+        elif key == "columns":
+            tree[key] = _value(name, value)
         elif key.startswith("lora"):
             tree["lora"] = _lora(tree.get("lora"), key, value)
         else:
@@ -52,18 +54,25 @@ def _apply_structural_flags(tree: dict[str, Any], flags: list[str], rest: list[s
 
 def _lora(now: Mapping[str, Any] | None, key: str, value: str) -> dict[str, Any] | None:
     if key == "lora":
-        told = yaml.safe_load(value)
+        told = _value("--lora", value)
         if isinstance(told, dict) or told is None:
             return told
         return {} if told else None
-    return {**(now or {}), key.partition(".")[2]: yaml.safe_load(value)}
+    return {**(now or {}), key.partition(".")[2]: _value(f"--{key}", value)}
+
+
+def _value(flag: str, said: str) -> Any:
+    try:
+        return yaml.safe_load(said)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{flag}: {said!r} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _tell_stage(stages: list[Any], part: str, name: str, option: str, value: str) -> list[Any]:
     for i, spec in enumerate(stages):
         known, options = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
         if known == name and option:
-            stages[i] = {name: {**(options or {}), option: yaml.safe_load(value)}}
+            stages[i] = {name: {**(options or {}), option: _value(f"--{part}.{name}.{option}", value)}}
             return stages
     have = [s if isinstance(s, str) else next(iter(s)) for s in stages]
     raise ValueError(f"{part}.{name}.{option}: this method has no such stage; it has {', '.join(have) or 'none'}")

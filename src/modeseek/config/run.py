@@ -43,7 +43,8 @@ class Mixture:
     path: str  # file or hub name
     weight: float = 1.0  # counts each of its rows so much
     split: str = "train"
-    columns: dict[str, str] | None = None  # our name of a column: its name in the file
+    subset: str | None = None  # configuration of a hub data set
+    columns: dict[str, Any] | None = None  # our name of a column: its name in the file; unset: the run's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class Run(Steps):
     data: str = ""  # preference file or hub name; several: `mixture` in the YAML file
     mixture: Annotated[tuple[Mixture, ...], tyro.conf.Suppress] = ()
     split: str = "train"  # split of a hub data set
+    # our name of a column: its name in the file, where it has another; `--columns '{chosen: better, rejected: worse}'`
+    columns: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
     eval_data: str = ""  # held-out file; unset: `eval_size` is split off by prompt
     eval_size: float = 0.05  # share of the prompts held out (below 1), or their number
     output_dir: str = "runs/latest"
@@ -103,6 +106,7 @@ class Run(Steps):
     optim: Literal["adamw", "adamw_8bit"] = "adamw"  # adamw_8bit needs a CUDA device and bitsandbytes
     gradient_checkpointing: bool = False
     fast: bool = True  # packed rows and cached sampling where the model allows it; false: the plain path
+    unverified: bool = False  # packed rows also on a device on which no one has run them, if they pass a trial there
     token_budget: int | None = None  # tokens in memory at once where no gradient is kept; unset: all of a batch's
     reference_cache: str = ""  # folder that keeps what the reference says of the data's responses, for every run
     trust_remote_code: bool = False  # run code that comes with the model

@@ -56,6 +56,7 @@ def converter() -> cattrs.Converter:
     made.register_structure_hook_func(is_union, structure)
     made.register_unstructure_hook_func(is_union, unstructure)
     made.register_structure_hook(bool, _strict_bool)
+    made.register_structure_hook(int, _strict_int)
     made.register_structure_hook(StageSpec, _stage)
     made.register_unstructure_hook(StageSpec, lambda s: {s.name: s.options} if s.options else s.name)
     return made
@@ -126,6 +127,9 @@ def check(tree: Any, cls: type, where: str) -> None:
             _check_union(value, hints[key], f"{where}.{key}")
         elif kinds and isinstance(value, Mapping):
             check(value, kinds[0], f"{where}.{key}")
+        elif part_of := _parts_of(hints[key]):
+            for i, part in enumerate(value if isinstance(value, list | tuple) else ()):
+                check(part, part_of, f"{where}.{key}[{i}]")
         elif get_origin(hints[key]) is Literal and value not in get_args(hints[key]):
             choices = [str(c) for c in get_args(hints[key])]
             raise ValueError(
@@ -152,6 +156,12 @@ def _dataclasses(hint: Any) -> list[type]:
     return [m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)]
 
 
+def _parts_of(hint: Any) -> type | None:
+    """What a list of parts, such as a mixture, is of; stages are written in a way of their own."""
+    inside = get_args(_bare(hint))[:1] if get_origin(_bare(hint)) is tuple else ()
+    return next((kind for kind in inside if kind in _dataclasses(kind) and kind is not StageSpec), None)
+
+
 def _bare(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
@@ -175,6 +185,12 @@ def _strict_bool(value: Any, _: type) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{value!r}, expected true or false")
     return value
+
+
+def _strict_int(value: Any, _: type) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"{value!r}, expected a whole number")
+    return int(value)
 
 
 def _stage(value: Any, _: type) -> StageSpec:

@@ -64,6 +64,10 @@ def read(
     records, bad = list[Record](), list[BadRow]()
     for part in parts:
         item = _part(part, split, columns)
+        if skip_bad_rows is not None and Path(item["path"]).resolve() == Path(skip_bad_rows).resolve():
+            raise DataError(
+                f"{skip_bad_rows}: found the data, expected another file to set bad rows aside into; name one"
+            )
         first, before = len(bad), len(records)
         for source, number, row in _rows(item["path"], item["split"], item["subset"]):
             try:
@@ -123,7 +127,8 @@ def _part(part: str | Path | Mapping[str, Any], split: str, columns: Columns | N
             raise DataError(f"data: unknown key {key!r} in a mixture; {hint}write one of {', '.join(PART)}")
     if "path" not in part:
         raise DataError(f"data: found a part of a mixture with {dict(part)}, expected a path; add path: ...")
-    item = {"weight": 1.0, "split": split, "columns": columns, "subset": None} | dict(part)
+    item = {"weight": 1.0, "split": split, "columns": None, "subset": None} | dict(part)
+    item["columns"] = item["columns"] or columns
     weight = item["weight"]
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise DataError(f"data: found the weight {weight!r} for {item['path']}, expected a number above 0; mend it")
@@ -154,13 +159,9 @@ Row = tuple[str, int, Any]
 
 def _rows(path: str | Path, split: str, subset: str | None) -> Iterator[Row]:
     """`(source, number, row)`; a row that cannot even be decoded is a `_Broken`."""
-    where = Path(path)
+    where = _only_file(Path(path))
     suffixes = "".join(where.suffixes[-2:]).lower()
     kind = next((s for s in SUFFIXES if suffixes.endswith((s, s + ".gz"))), None)
-    if where.is_dir():
-        files = sorted(p.name for p in where.iterdir() if p.name.endswith((*SUFFIXES, ".gz")))
-        fix = f"name a file in it: {', '.join(files[:4])}" if files else f"name a {', '.join(SUFFIXES)} file"
-        raise DataError(f"{where}: found a directory, expected a file; {fix}")
     if not where.exists():
         if kind is None and isinstance(path, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
             yield from _hub(path, split, subset)
@@ -192,8 +193,26 @@ def _rows(path: str | Path, split: str, subset: str | None) -> Iterator[Row]:
         yield str(where), number, row
 
 
+def _only_file(path: Path) -> Path:
+    """A folder with one data file stands for that file."""
+    if not path.is_dir():
+        return path
+    endings = tuple(s + end for s in SUFFIXES for end in ("", ".gz"))
+    files = sorted(p for p in path.iterdir() if p.is_file() and p.name.lower().endswith(endings))
+    if len(files) == 1:
+        return files[0]
+    found = f"a directory with {len(files)} data files" if files else "a directory without data files"
+    fix = f"name one of them: {', '.join(p.name for p in files[:4])}" if files else f"name a {', '.join(SUFFIXES)} file"
+    raise DataError(f"{path}: found {found}, expected a file; {fix}")
+
+
 def _content(path: Path) -> bytes:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: found a file that cannot be read ({error.strerror}), expected data; mend it"
+        ) from error
     if content[:2] == b"\x1f\x8b":
         try:
             content = gzip.decompress(content)
@@ -234,7 +253,7 @@ def _jsonl(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
             yield number, _Broken(str(error), line.decode("utf-8", "backslashreplace"))
             continue
         try:
-            yield number, json.loads(text)
+            yield number, _parsed(text)
         except json.JSONDecodeError as error:
             reason = (
                 f"{path}, row {number}: found broken JSON ({error.msg} at character {error.pos} of {len(text)}),"
@@ -246,7 +265,7 @@ def _jsonl(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
 def _json(path: Path, content: bytes, split: str) -> tuple[Iterator[tuple[int, Any]], str]:
     text = _decoded(path, content, "")
     try:
-        whole = json.loads(text)
+        whole = _parsed(text)
     except json.JSONDecodeError as error:
         if text.lstrip()[0] == "{" and error.msg == "Extra data":
             return _jsonl(path, content), split
@@ -263,6 +282,15 @@ def _json(path: Path, content: bytes, split: str) -> tuple[Iterator[tuple[int, A
     if not isinstance(whole, list):
         raise DataError(f"{path}: found {type(whole).__name__}, expected a list of objects; mend the file")
     return _numbered(whole), split
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError):  # nothing that a row could hold
+        raise json.JSONDecodeError("Nested too deeply, or a number of too many digits", text, 0) from None
 
 
 def _numbered(rows: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -283,6 +311,9 @@ def _csv(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
     finally:
         csv.field_size_limit(limit)
     header, *lines = table
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: found the column {twice[0]!r} twice, expected every name once; rename one of them")
     for number, line in enumerate((line for line in lines if line), start=1):
         if len(line) != len(header):
             reason = (

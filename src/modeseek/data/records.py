@@ -99,6 +99,10 @@ ROLES = {
 Column = str | list[str] | dict[str, Any]
 Columns = Mapping[str, Column]
 _LOOKS_LIKE_RESPONSES = re.compile(r"respon|complet|chosen|reject|winner|prefer|choice", re.I)
+_LOOKS_LIKE_ONE_OF_TWO = re.compile(
+    r"(^|_)(accepted|better|worse|good|bad|best|worst|positive|negative|win|lose)(_|$)|(answer|output|text)s?_?[12ab]$",
+    re.I,
+)
 
 
 def check_columns(columns: Columns | None) -> None:
@@ -218,7 +222,7 @@ def parse(row: Mapping[str, Any], *, source: str = "data", number: int = 1, colu
         parts = _comparison(r)
     elif r.has("responses"):
         parts = _rated(r)
-    elif r.has("label"):
+    elif r.has("label") or ("label" in r.names and r.has("completion")):
         parts = _unpaired(r)
     else:
         parts = _demonstration_or_prompt(r)
@@ -337,7 +341,9 @@ def _demonstration_or_prompt(r: _Row) -> dict[str, Any]:
     if r.has("completion"):
         completion = _text(r, "completion", r.get("completion"))
         return {"prompt": _prompt(r), "responses": (_reply(r, "completion", completion),)}
-    odd = [name for name in r.row if _LOOKS_LIKE_RESPONSES.search(str(name)) and r.row[name] is not None]
+    there = [str(name) for name in r.row if r.row[name] is not None]
+    two = [name for name in there if _LOOKS_LIKE_ONE_OF_TWO.search(name)]
+    odd = len(two) > 1 or any(_LOOKS_LIKE_RESPONSES.search(name) for name in there)
     if odd or not (r.has("prompt") or r.has("messages")):
         raise DataError(
             f"{r.at}: found the columns {_listing(r.row)}, expected prompt, chosen, rejected or another known shape;"
@@ -356,7 +362,7 @@ def _demonstration_or_prompt(r: _Row) -> dict[str, Any]:
 def _text(r: _Row, name: str, value: Any) -> Text:
     """A string, or messages however they are written."""
     if isinstance(value, str):
-        return value
+        return _whole(r, name, value)
     if isinstance(value, Mapping):
         value = [value]
     if isinstance(value, list | tuple) and value and all(isinstance(m, Mapping) for m in value):
@@ -374,7 +380,18 @@ def _message(r: _Row, name: str, m: Mapping[str, Any]) -> Message:
         raise r.bad(name, f"a message whose role is {_show(role)}", expected, "mend the role")
     if not isinstance(content, str):
         raise r.bad(name, f"a message whose content is {_show(content)}", "a text", "mend it or leave the row out")
-    return Message(ROLES[role.lower()], content)
+    return Message(ROLES[role.lower()], _whole(r, name, content))
+
+
+def _whole(r: _Row, name: str, value: str) -> str:
+    """The text, where every character of it can be written: JSON can hold half of one, which no tokenizer reads."""
+    if not value.isascii() and (half := _HALF.search(value)):
+        fix = "mend the value or leave the row out"
+        raise r.bad(name, f"half a character (\\u{ord(half[0]):04x}) at {half.start()}", "Unicode text", fix)
+    return value
+
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def _prompt(r: _Row) -> Text:

@@ -66,7 +66,15 @@ class Template:
     @staticmethod
     def load(name: str, *, plain: bool = False, trust_remote_code: bool = False) -> Template:
         """The template of a model directory or hub name."""
-        return Template(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), plain=plain)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except OSError as error:
+            said = " ".join(str(error).split())[:160]
+            raise ValueError(
+                f"model: {name} is no folder with a model and its tokenizer, and as a name of the hub it cannot be"
+                f" read ({said}); mend the path or the name, or fetch it first"
+            ) from error
+        return Template(tokenizer, plain=plain)
 
     def steered(self, prefix: str) -> Template:
         """The same with these words before every prompt; its tokenizer is saved with them."""
@@ -459,6 +467,8 @@ def tokenise(
         ends.append(finished)
     if not kept:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "there were none"
+        unread = sorted({name for record in records for name in record.meta})
+        reasons += f"; columns not read: {', '.join(unread)}" if unread and dropped["no response"] else ""
         raise DataError(
             f"data: no row of {len(records)} is left for a limit of {limit} tokens ({reasons});"
             " raise max_length, set truncate_responses, or look at the data with modeseek check"
@@ -511,6 +521,8 @@ def _pick(record: Record, responses: Responses, ties: Literal["drop", "keep"]) -
     """The record with the responses that are asked for, or why it is left out."""
     if record.prompts_differ:
         return "prompts differ"
+    if record.weight == 0:
+        return "weight 0"
     if responses == "none":
         return _with(record, [])
     if not record.responses:

@@ -31,6 +31,7 @@ REMEDIES: Mapping[str, str] = {
     "over-optimisation": "go back to the checkpoint where the held-out score was best; more KL, or a new reward model",
 }
 SICK = ("displacement", "drift", "collapse", "over-optimisation")
+OF_PAIRS = ("displacement", "drift")  # states of runs that learn from pairs
 
 # Tuned on the worlds of `tuned_on` in `tests/diagnostics/run_worlds.py`, judged on those of `judged_on`.
 FALL = 0.15  # nats (and this share of the margin's growth in nats) that chosen responses may lose in health
@@ -117,9 +118,10 @@ def refuse_unknown(stop_on: Sequence[str]) -> None:
         raise ValueError(f"stop_on: {unknown[0]!r}, expected some of {', '.join(SICK)}")
 
 
-def refuse_blind(stop_on: Sequence[str], *, pairs: bool, samples: bool, score: bool) -> None:
+def refuse_blind(stop_on: Sequence[str], *, pairs: bool, samples: bool, score: bool, rewarded: bool = False) -> None:
     """Refuse to end a run on a state that it will not show. `pairs`: held-out pairs or trained ones are measured;
-    `samples`: held-out prompts are answered, against a reference; `score`: by what is not trained on."""
+    `samples`: held-out prompts are answered, against a reference; `score`: by what is not trained on; `rewarded`: the
+    run learns from a reward of its own samples."""
     needs = {
         "displacement": (pairs, "pairs to measure; the data have one response to a prompt"),
         "drift": (pairs and samples, "pairs, eval_steps, eval_prompts and measure_kl"),
@@ -127,6 +129,11 @@ def refuse_blind(stop_on: Sequence[str], *, pairs: bool, samples: bool, score: b
         "over-optimisation": (score and samples, "a held-out score that is not trained on; write --gold-reward SPEC"),
     }
     for state in stop_on:
+        if rewarded and state in OF_PAIRS:
+            raise ValueError(
+                f"stop_on: {state} is not named in this run: it learns from a reward of its own samples, and may leave"
+                " the pairs; write collapse or over-optimisation"
+            )
         seen, missing = needs[state]
         if not seen:
             raise ValueError(f"stop_on: {state} cannot be seen in this run, which lacks {missing}")
@@ -139,7 +146,8 @@ def name_state(rows: Rows) -> Verdict:
     first: a held-out score that falls while the trained one rises, then the samples, then the pairs.
     """
     step = max((int(row["step"]) for row in rows), default=0)
-    checks = (_over_optimised, _collapsed, _drifted, _displaced, _healthy)
+    of_pairs = () if _rewarded(rows) else (_drifted, _displaced)
+    checks = (_over_optimised, _collapsed, *of_pairs, _healthy)
     blind = tuple(text for text in (_no_score(rows), _no_samples(rows)) if text)
     for check in checks:
         if (found := check(rows)) is not None:
@@ -225,6 +233,12 @@ def _falls(rows: Rows, chosen: Sequence[float]) -> bool:
     late, early = max(1, len(chosen) // 4), max(1, len(chosen) // 10)
     chance = NOISY * _noise(chosen) * math.sqrt(1 / late + 1 / early)
     return -_change(chosen) > max(FALL, FALL * apart, FALL_SHARE * abs(chosen[0]), chance)
+
+
+def _rewarded(rows: Rows) -> bool:
+    """Whether a reward of its own samples is what the run learns from. It may leave the pairs: neither its samples'
+    surprise nor the chosen's fall is a sickness."""
+    return any("sample_age" in row and "reward" in row for row in rows)
 
 
 def _score_name(rows: Rows) -> str | None:

@@ -67,7 +67,7 @@ class Pulse:
         self.rank, self.size, self.patience, self.busy = rank, size, patience, False
         self.period = max(min(1.0, patience / 10), size / 64)  # seconds; every rank reads every other's
         self.last_words: Callable[[str], str] = lambda message: ""
-        self._beat, self._step, self._what = START, 0, "starting"
+        self._beat, self._step, self._what, self._within = START, 0, "starting", ""
         self._ended, self._suspected = threading.Event(), 0.0
         self._wake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
@@ -75,12 +75,13 @@ class Pulse:
 
     def beat(self, what: str, step: int | None = None) -> None:
         """The main thread is at the next point that all ranks come by, so that the counts can be compared."""
-        self._beat, self._what = [self._beat[0] + 1, 0], what
+        self._beat, self._what, self._within = [self._beat[0] + 1, 0], what, ""
         self._step = self._step if step is None else step
 
-    def breathe(self) -> None:
-        """It goes on, at its own pace, between two such points."""
+    def breathe(self, within: str = "") -> None:
+        """It goes on, at its own pace, between two such points; `within` a collective that is none of ours."""
         self._beat = [self._beat[0], self._beat[1] + 1]
+        self._within = f", {within}" if within else self._within
 
     def say(self, what: str, *, busy: bool) -> None:
         """It does something that the others do not; while `busy`, they wait for as long as it takes."""
@@ -136,7 +137,13 @@ class Pulse:
                 os._exit(128 + signal.SIGTERM)
 
     def _tell(self, tick: int) -> None:
-        told = {"tick": tick, "beat": self._beat, "step": self._step, "what": self._what, "busy": self.busy}
+        told = {
+            "tick": tick,
+            "beat": self._beat,
+            "step": self._step,
+            "what": self._what + self._within,
+            "busy": self.busy,
+        }
         self._store.set(f"pulse/{self.rank}", json.dumps(told))
 
     def _end(self, found: dict[int, str], heard: dict[int, Heard]) -> None:

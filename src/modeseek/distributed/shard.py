@@ -15,17 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from modeseek.batch import Batch
-from modeseek.distributed.team import Team, whole
+from modeseek.distributed.deal import Take, deal
+from modeseek.distributed.team import Team, home, whole
+from modeseek.distributed.told import ToldGather, ToldScatter
 from modeseek.objectives import Loss
 
 ENTRANCES = ("logp", "evaluate", "entropy", "kl", "collision", "value", "score", "sample")
 
 
-def shard(model: nn.Module, team: Team, *, bf16: bool = False, offload: bool = False) -> None:
+def shard(
+    model: nn.Module,
+    team: Team,
+    *,
+    bf16: bool = False,
+    offload: bool = False,
+    device: str = "cpu",
+    take: Take | None = None,
+) -> None:
     """Cut the weights up in place, each rank keeping its piece in float32 (or whatever they are) with its moments.
 
     With `bf16` they are gathered in bfloat16 and gradients are summed in float32. `offload` keeps the pieces in host
-    memory between uses. Gradients are summed, not averaged.
+    memory between uses. Gradients are summed, not averaged. A model without weights is cut first, and then given those
+    that `take` says, in pieces, on `device`. One with weights keeps what is frozen whole: 4-bit weights cannot be cut.
     """
     import torch.distributed.fsdp as fsdp
 
@@ -33,14 +44,21 @@ def shard(model: nn.Module, team: Team, *, bf16: bool = False, offload: bool = F
     told: dict[str, Any] = {"offload_policy": fsdp.CPUOffloadPolicy() if offload else fsdp.OffloadPolicy()}
     if bf16:
         told["mp_policy"] = fsdp.MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if take is None:
+        told["ignored_params"] = {x for x in model.parameters() if not x.requires_grad}
     for layer in layers(model):
         fsdp.fully_shard(layer, **told)
-        if team.pulse is not None:
+        if team.pulse is not None:  # a rank that decodes on gathered weights goes on without collectives
             layer.register_forward_pre_hook(lambda *_: team.pulse and team.pulse.breathe(), prepend=True)
     fsdp.fully_shard(model, **told)
+    if take is not None:
+        deal(model, team, "cpu" if offload else device, take)
     for module in _pieces(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+        if team.pulse is not None:
+            module.set_custom_all_gather(ToldGather(team.pulse))
+            module.set_custom_reduce_scatter(ToldScatter(team.pulse))
     for name in ENTRANCES:
         if hasattr(model, name):
             _enter_by(model, name)
@@ -190,7 +208,7 @@ def _enter_by(model: nn.Module, name: str) -> None:
 @torch.no_grad()
 def _begin(model: Any) -> None:
     """FSDP learns on its first pass who the outermost module is; a rollout must not be that pass."""
-    device = next(model.parameters()).device
+    device = home(next(model.parameters()))
     batch = Batch.of([[0]], [[[0]]]).to(device)
     (model.logp if hasattr(model, "logp") else model.score)(batch)
     model.reshard()

@@ -14,6 +14,7 @@ from modeseek.batch import Batch
 from modeseek.distributed.shard import gathered
 from modeseek.distributed.team import Team
 from modeseek.policies.base import Sampling
+from modeseek.policies.cache import Cached
 
 ASKED = ("collision", "entropy", "features", "kl", "score", "value")
 
@@ -84,7 +85,11 @@ class Shared:
 
 def shared(asked: Any, team: Team, rows: int | None = None) -> Any:
     """What a stage is given: the thing itself where one process is alone."""
-    return asked if team.size == 1 and not team.sharded else Shared(asked, team, rows)
+    if team.size == 1 and not team.sharded:
+        return asked
+    if team.sharded and isinstance(asked, Cached):  # every rank must miss the same rows, and make the same passes
+        return asked.together(Shared(asked.reference, team, rows), team.first, keeps=team.leads)
+    return Shared(asked, team, rows)
 
 
 class _Portion(TorchFunctionMode):

@@ -173,6 +173,12 @@ def whole(x: Tensor) -> Tensor:
     return x if full is None else full()
 
 
+def home(x: Tensor) -> torch.device:
+    """Where a parameter computes: with `fsdp_offload` its pieces rest elsewhere."""
+    mesh: Any = getattr(x, "device_mesh", None)
+    return x.device if mesh is None else torch.device(mesh.device_type)
+
+
 def _stacked(parts: list[Tensor]) -> Tensor:
     """Along prompts. Responses of unequal length are padded as `Batch` pads them: what stands there is not read."""
     if parts[0].ndim == 3:

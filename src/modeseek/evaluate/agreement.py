@@ -25,6 +25,11 @@ class Agreement:
     n: int
     confusion: dict[tuple[Hashable, Hashable], int]  # (gold, said) -> pairs
 
+    @property
+    def agreed(self) -> int:
+        """Pairs of which both say the same."""
+        return sum(n for (gold, said), n in self.confusion.items() if gold == said)
+
 
 def agreement(said: Sequence[Hashable], gold: Sequence[Hashable]) -> Agreement:
     """Accuracy and macro precision, recall and F1, as PandaLM's evaluation prints them.

@@ -17,11 +17,12 @@ from modeseek.evaluate.sizes import prompts_needed, smallest_difference
 from modeseek.rewards import Decoder
 
 SHOWN = 200  # samples that the page holds: those that differ most and as many that hardly do
+ROW = ("name", "value", "low", "high", "n", "standard_error")
 DIFFERENCES = (0.1, 0.05, 0.02, 0.01)  # of a win rate, in the table of sizes
 
 
 def rows(found: Several, *, judged: bool = False) -> list[dict[str, Any]]:
-    """One row a number: `name, value, low, high, n`, and of whom where there are several.
+    """One row a number: `name, value, low, high, n, standard_error`, and of whom where there are several.
 
     A run's results are rows without `policy`. Where a judge decided, the reward is its verdict and is not repeated.
     """
@@ -32,12 +33,12 @@ def rows(found: Several, *, judged: bool = False) -> list[dict[str, Any]]:
         who = {"policy": policy} if several_policies else {}
         who |= {"against": baseline} if several_baselines else {}
         for e in _numbers(evaluation, found, (policy, baseline), judged):
-            made.append(who | _row(e))
+            made.append(who | row(e))
     for policy, e in found.over_baselines.items():
-        made.append(({"policy": policy} if several_policies else {}) | {"against": "all baselines"} | _row(e))
+        made.append(({"policy": policy} if several_policies else {}) | {"against": "all baselines"} | row(e))
     for baseline, o in found.over_seeds.items():
         who = {"policy": f"all {o.seeds} seeds"} | ({"against": baseline} if several_baselines else {})
-        made.append(who | _row(o.estimate))
+        made.append(who | row(o.estimate))
     return made
 
 
@@ -58,8 +59,12 @@ def exhibit(
     best_of: Sequence[BestOf] = (),
     tasks: Sequence[Estimate] = (),
     judge: Mapping[str, int] | None = None,
+    our_decoder: Decoder | None = None,
 ) -> dict[str, Any]:
-    """Everything that `modeseek.report.evaluation` shows. Samples are those of the first policy and baseline."""
+    """Everything that `modeseek.report.evaluation` shows. Samples are those of the first policy and baseline.
+
+    `decoder` reads the baseline's tokens and the prompts; `our_decoder` the policy's, where they are others.
+    """
     pair = next(iter(found.pairs))
     wins = found.wins[pair]
     spread = float(np.std(wins, ddof=1)) if len(wins) > 1 else 0.5
@@ -87,13 +92,15 @@ def exhibit(
         "points": [_cells(asdict(p), ("kl", "reward", "gold")) for p in found.points],
         "overoptimised": None if found.overoptimised is None else _cells(asdict(found.overoptimised), ("drop",)),
         "best_of": [_cells(asdict(b), ("proxy", "gold", "win_rate")) for b in best_of],
-        "tasks": [_row(e) for e in tasks],
+        "tasks": [row(e) for e in tasks],
         "judge": None if judge is None else dict(judge),
-        "samples": samples(found.pairs[pair], wins, decoder),
+        "samples": samples(found.pairs[pair], wins, decoder, our_decoder=our_decoder),
     }
 
 
-def samples(found: Evaluation, wins: np.ndarray, decoder: Decoder, shown: int = SHOWN) -> list[dict[str, Any]]:
+def samples(
+    found: Evaluation, wins: np.ndarray, decoder: Decoder, shown: int = SHOWN, *, our_decoder: Decoder | None = None
+) -> list[dict[str, Any]]:
     """First answers of both to each prompt, where the policies differ most first: by reward, then by length.
 
     Beyond `shown` prompts those in the middle are left out: the page is for the extremes.
@@ -101,7 +108,7 @@ def samples(found: Evaluation, wins: np.ndarray, decoder: Decoder, shown: int = 
     every = list[dict[str, Any]]()
     for ours, theirs in zip(found.ours, found.theirs, strict=True):
         for p in range(len(ours)):
-            one, other = (_sample(batch, p, decoder) for batch in (ours, theirs))
+            one, other = _sample(ours, p, our_decoder or decoder), _sample(theirs, p, decoder)
             prompt = decoder.decode(ours.prompt[p][ours.prompt_mask[p]].tolist())
             every.append({"prompt": prompt, "ours": one, "theirs": other, "win": float(wins[len(every)])})
     gap = lambda s, key: s["ours"][key] - s["theirs"][key]
@@ -120,8 +127,9 @@ def _sample(batch: Batch, p: int, decoder: Decoder) -> dict[str, Any]:
     }
 
 
-def _row(e: Estimate) -> dict[str, Any]:
-    return {"name": e.name, "value": e.value, "low": e.low, "high": e.high, "n": e.n}
+def row(e: Estimate) -> dict[str, Any]:
+    """An estimate as plain data."""
+    return {name: getattr(e, name) for name in ROW}
 
 
 def _cells(tree: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from modeseek.batch import Batch
-from modeseek.rewards import Comparison, Decoder, Prompts
+from modeseek.rewards import AnyReward, Comparison, Decoder, Ensemble, Judge, Prompts
 from modeseek.rewards.text import Reply, replies
 
 
@@ -29,12 +29,14 @@ def judged(
     comparison: Comparison,
     decoder: Decoder,
     prompts: Prompts | None = None,
+    their_decoder: Decoder | None = None,
 ) -> Judged:
     """The k-th answer of ours meets the k-th of theirs to the same prompt: two requests for each such pair.
 
-    The answers are as `answer` gives them. Pairs that the judge has seen come from its cache and cost nothing.
+    The answers are as `answer` gives them; `their_decoder` reads theirs where they are of another vocabulary. Pairs
+    that the judge has seen come from its cache and cost nothing.
     """
-    a, b = (_rows(batches, decoder, prompts) for batches in (ours, theirs))
+    a, b = (_rows(ours, decoder, prompts), _rows(theirs, their_decoder or decoder, prompts))
     if [len(group) for group in a] != [len(group) for group in b]:
         raise ValueError("judged: found another number of answers to a prompt on the two sides, expected as many")
     for one, other in zip(a, b, strict=True):
@@ -51,6 +53,13 @@ def with_wins(ours: Sequence[Batch], theirs: Sequence[Batch], found: Judged) -> 
     parts = zip(ours, theirs, found.wins.float().split(sizes), strict=True)
     filled = [(a.fill(reward=wins), b.fill(reward=1 - wins)) for a, b, wins in parts]
     return [a for a, _ in filled], [b for _, b in filled]
+
+
+def measure(config: AnyReward, key: str) -> AnyReward:
+    """A reward that can tell policies apart. An ensemble's judge would compare each with its own samples only."""
+    if isinstance(config, Ensemble) and any(isinstance(one, Judge) for one in config.members):
+        raise ValueError(f"{key}: an ensemble with a judge gives no number across policies; write the judge alone")
+    return config
 
 
 def _rows(batches: Sequence[Batch], decoder: Decoder, prompts: Prompts | None) -> list[list[Reply]]:

@@ -12,6 +12,7 @@ coefficients are those of a model against their baseline: of two models it is th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,15 @@ class Coefficients:
     def __sub__(self, other: Coefficients) -> Coefficients:
         """Those of this model against the other, both having been fitted against one baseline."""
         return Coefficients(theta=self.theta - other.theta, phi=self.phi - other.phi, psi=self.psi - other.psi)
+
+    @staticmethod
+    def of_alpaca_eval(row: Mapping[str, float | str]) -> Coefficients:
+        """From a row of their `weights/ANNOTATOR/length_controlled_v1/baseline_*.csv`, by its column names."""
+        names = ("not_gamed_baseline.astype(float)", "np.tanh(std_delta_len)", "instruction_difficulty")
+        if missing := [name for name in names if name not in row]:
+            raise ValueError(f"coefficients: found no {', '.join(missing)}, expected a row of AlpacaEval's weights")
+        theta, phi, psi = (float(row[name]) for name in names)
+        return Coefficients(theta=theta, phi=-phi, psi=psi)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from modeseek.evaluate.compare import Evaluation, compare
 from modeseek.evaluate.frontier import Overoptimised, Point, frontier, overoptimisation
 from modeseek.evaluate.length_control import FEWEST, LengthControlled
 from modeseek.evaluate.seeds import OverSeeds, over_seeds
+from modeseek.evaluate.sides import CHARACTERS
 
 Answers = Mapping[str, Sequence[Batch]]  # of each policy, in the order of the prompts
 
@@ -82,11 +83,14 @@ def several(
 def controlled(
     found: Evaluation, wins: Float[np.ndarray, " P"], level: float = 0.95, seed: int = 0
 ) -> LengthControlled | None:
-    """The length-controlled win rate of one comparison, lengths in tokens; None where it cannot be fitted.
+    """The length-controlled win rate of one comparison; None where it cannot be fitted.
 
-    Instruction difficulty needs other models' wins on the same prompts and is left out.
+    Lengths are in tokens, or in characters where the answers say them (`sides.measured`). Instruction difficulty needs
+    other models' wins on the same prompts and is left out.
     """
-    ours, theirs = (_per_prompt(b, lambda x: x.mask.sum(-1)) for b in (found.ours, found.theirs))
+    told = all(CHARACTERS in batch for batch in (*found.ours, *found.theirs))
+    length = lambda batch: batch[CHARACTERS] if told else batch.mask.sum(-1)
+    ours, theirs = (_per_prompt(b, length) for b in (found.ours, found.theirs))
     if len(wins) < FEWEST or np.ptp(ours - theirs) == 0:
         return None
     return length_control.win_rate(wins, ours, theirs, level=level, seed=seed)

@@ -14,10 +14,11 @@ from rich.progress import Progress
 from modeseek.batch import Batch
 from modeseek.estimate import Estimate
 from modeseek.evaluate.compare import answer
-from modeseek.evaluate.exhibit import exhibit, rows
+from modeseek.evaluate.exhibit import exhibit, row, rows
 from modeseek.evaluate.frontier import BestOf, best_of_n
-from modeseek.evaluate.judged import judged, with_wins
+from modeseek.evaluate.judged import judged, measure, with_wins
 from modeseek.evaluate.several import Several, several
+from modeseek.evaluate.sides import Side, as_asked, measured
 from modeseek.policies.base import Policy
 from modeseek.rewards import AnyReward, Comparison, Decoder, Judge, Prompts, Reward, build_reward
 from modeseek.sources import Data
@@ -56,6 +57,7 @@ class Trial:
     batch_size: int = 32
     seed: int = 0
     temperature: float = 1.0
+    sides: Mapping[str, Side] = field(default_factory=dict)  # of those that read otherwise than the first baseline
     found: Found | None = field(default=None, init=False)
 
     def run(self) -> Found:
@@ -103,9 +105,18 @@ class Trial:
             best_of=self.found.best_of,
             tasks=tasks,
             judge=self.found.judge,
+            our_decoder=self._decoder(self.policies[0]),
         )
 
     def _refuse(self) -> None:
+        for key, config in (("reward", self.reward), ("gold", self.gold)):
+            if config is not None:
+                measure(config, key)
+        if self.together == "checkpoints" and (others := [p for p in self.policies if p in self.sides]):
+            raise ValueError(
+                f"together: {others[0]} reads other tokens than {self.baselines[0]}, so that no KL between them is"
+                " known; write seeds, or compare it alone"
+            )
         if isinstance(self.gold, Judge):
             raise ValueError("gold: a judge compares, it gives no number; write it as --reward")
         if isinstance(self.reward, Judge) and self.best_of:
@@ -117,25 +128,32 @@ class Trial:
         self, name: str, seed: int, tick: Callable[[int], object], *, kl: bool = False, samples: int = 0
     ) -> tuple[Batch, ...]:
         policy = self.reference if name == self.baselines[0] else self.opened(name)
-        score = self._none if isinstance(self.reward, Judge) else self._built(self.reward)
+        score = self._none if isinstance(self.reward, Judge) else self._built(self.reward, name)
+        side = self.sides.get(name)
         made = answer(
             policy,
-            self.prompts,
+            side.prompts if side else self.prompts,
             score,
-            reference=self.reference if kl else None,
+            reference=self.reference if kl and side is None else None,
             samples_per_prompt=samples or self.samples_per_prompt,
             batch_size=self.batch_size,
             seed=seed,
             temperature=self.temperature,
             watch=tick,
         )
-        if self.gold is None:
-            return made
-        believed = self._built(self.gold)
-        return tuple(batch.fill(gold=believed(batch)) for batch in made)
+        if self.gold is not None:
+            believed = self._built(self.gold, name)
+            made = tuple(batch.fill(gold=believed(batch)) for batch in made)
+        if self.sides:
+            made = tuple(measured(made, self._decoder(name)))
+        return made if side is None else tuple(as_asked(made, self.prompts))
 
-    def _built(self, config: AnyReward) -> Reward:
-        return build_reward(config, self.decoder, self.texts)
+    def _built(self, config: AnyReward, name: str) -> Reward:
+        side = self.sides.get(name)
+        return build_reward(config, self._decoder(name), side.texts if side else self.texts)
+
+    def _decoder(self, name: str) -> Decoder:
+        return self.sides[name].decoder if name in self.sides else self.decoder
 
     @staticmethod
     def _none(batch: Batch) -> torch.Tensor:
@@ -154,7 +172,7 @@ class Trial:
         wins, filled, others = dict[tuple[str, str], np.ndarray](), dict[str, Any](), dict[str, Any]()
         for p, mine in ours.items():
             for b, other in theirs.items():
-                found = judged(mine, other, comparison, self.decoder, self.texts)
+                found = judged(mine, other, comparison, self._decoder(p), self.texts, self._decoder(b))
                 wins[p, b] = found.wins.numpy()
                 if p not in filled or b not in others:  # the page's samples are the first pair's
                     a, c = with_wins(mine, other, found)
@@ -166,6 +184,11 @@ class Trial:
         notes = []
         if self.temperature != 1:
             notes.append("the KL is measured at temperature 1 only")
+        for name in self.sides:
+            notes.append(
+                f"{name} reads other tokens than {self.baselines[0]}: each was asked in its own, lengths are in its own"
+                " (in characters where they are controlled), and there is no KL between them"
+            )
         if judge is not None:
             notes.append("the judge: " + ", ".join(f"{n} {name}" for name, n in sorted(judge.items())))
         for (p, b), c in found.controlled.items():
@@ -185,5 +208,4 @@ class Trial:
 
 
 def _curve_rows(curves: Sequence[BestOf]) -> list[dict[str, Any]]:
-    found = [e for c in curves for e in (c.proxy, c.gold, c.win_rate) if e is not None]
-    return [{"name": e.name, "value": e.value, "low": e.low, "high": e.high, "n": e.n} for e in found]
+    return [row(e) for c in curves for e in (c.proxy, c.gold, c.win_rate) if e is not None]

@@ -84,7 +84,9 @@ class Queue(Protocol):
         client: str | None = None,
     ) -> int: ...
 
-    def undo(self, annotator: str) -> int | None: ...
+    def undo(self, annotator: str, label: int | None = None) -> int | None: ...
+
+    def last(self, annotator: str) -> int | None: ...
 
     def progress(self, annotator: str | None = None) -> Any: ...
 
@@ -165,9 +167,11 @@ class Answers:
         return {"label": made}
 
     def undo(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the last label back; its pair is the next."""
-        annotator = _name(asked)
-        undone = self.queue.undo(annotator)
+        """Take the last label back, which the page names so that asking twice is asking once; its pair is the next."""
+        annotator, label = _name(asked), asked.get("label")
+        if label is not None and type(label) is not int:
+            raise Refused("undo: expected the number of a label")
+        undone = self.queue.undo(annotator, label)
         return self._state(annotator) | {"undone": undone}
 
     def progress(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +180,8 @@ class Answers:
 
     def _state(self, annotator: str) -> dict[str, Any]:
         pair = self.queue.next_pair(annotator)
-        return {"pair": None if pair is None else _shown(pair), "progress": self._progress(annotator)}
+        shown = None if pair is None else _shown(pair)
+        return {"pair": shown, "progress": self._progress(annotator), "last": self.queue.last(annotator)}
 
     def _progress(self, annotator: str) -> dict[str, int]:
         found = self.queue.progress(annotator)

@@ -37,6 +37,48 @@ UNNEEDED = {
     "save_safetensors": "in any case",
     "logging_steps": "every step is logged",
     "strict": "an unknown key is always an error",
+    "model_type": "the model's config says it",
+    "tokenizer_type": "the tokenizer's files say it",
+    "base_model_config": "the model's own config is taken",
+    "is_llama_derived_model": "the model's config says it",
+    "skip_prepare_dataset": "rows are known by their columns",
+    "eval_max_new_tokens": "held-out answers are as long as max_completion_length",
+    "eval_batch_size": "changes speed only",
+    "eval_sample_packing": "changes speed only",
+    "loss_watchdog_threshold": "a loss that is not finite stops the run; stop_on names other sick states",
+    "loss_watchdog_patience": "a loss that is not finite stops the run; stop_on names other sick states",
+    "plugins": "kernels change speed only",
+    "liger_rope": "changes speed only",
+    "liger_rms_norm": "changes speed only",
+    "liger_glu_activation": "changes speed only",
+    "liger_fused_linear_cross_entropy": "the output layer is fused and runs on responses only",
+    "cut_cross_entropy": "the output layer is fused and runs on responses only",
+    "dpo_use_logits_to_keep": "the output layer runs on responses only",
+    "dpo_padding_free": "no padding reaches the model where the model allows it",
+    "lora_mlp_kernel": "changes speed only",
+    "lora_qkv_kernel": "changes speed only",
+    "lora_o_kernel": "changes speed only",
+    "torch_compile": "changes speed only",
+    "attn_implementation": "the run card says which path attention takes",
+    "eager_attention": "the run card says which path attention takes",
+    "dataset_processes": "changes speed only",
+    "shuffle_merged_datasets": "prompts are always shuffled, from the seed",
+    "unsloth_cross_entropy_loss": "changes speed only",
+}
+LOST = {
+    "load_in_8bit": "only a 4-bit base is known here",
+    "lora_model_dir": "name the adapter's folder as the model: it is loaded onto its base",
+    "train_on_inputs": "prompts are never trained on here",
+    "peft_use_dora": "adapters are plain LoRA here",
+    "peft_use_rslora": "adapters are scaled by alpha / r here",
+    "dpo_use_weighting": "write the method as `modeseek train wpo`",
+    "revision_of_model": "a model is a folder or a hub name: download that revision and name its folder",
+    "neftune_noise_alpha": "no noise is added to embeddings",
+    "cosine_min_lr_ratio": "schedules end at zero",
+    "test_datasets": "write eval_data with a file's path",
+    "max_prompt_len": "one budget for prompt and response (max_length); prompts lose their left side",
+    "early_stopping_patience": "write metric_for_best_model to keep the best, stop_on to end on a sick state",
+    "fp16": "bfloat16 or float32 here",
 }
 
 
@@ -91,19 +133,17 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
     out.set("bf16", bf16, lambda v: v in (True, "true", "auto"))
     out.set("gradient_checkpointing", given.take("gradient_checkpointing"), bool)
     out.set("load_in_4bit", given.take("load_in_4bit"), bool)
-    optimiser = given.take("optimizer")
-    if optimiser is not None:
-        out.set("optim", Said("adamw_8bit" if "8bit" in str(optimiser.value) else "adamw", optimiser.origin))
-        if not str(optimiser.value).startswith(("adamw", "paged_adamw")):
-            out.lose(optimiser.origin, "AdamW is the optimiser here")
+    batch.optimiser(out, given.take("optimizer"))
+    batch.precomputed(out, given.take("precompute_ref_log_probs"))
     for theirs in ("max_grad_norm", "weight_decay"):
         out.set(theirs, given.take(theirs), float)
     out.set("seed", given.take("seed"), int)
     out.set("eval_size", given.take("val_set_size"), float)
     adapter = given.take("adapter")
     if adapter is not None:
-        targets = Said("all-linear", "lora_target_linear: true") if given.take("lora_target_linear") else None
-        batch.lora(out, given.take("lora_r"), given.take("lora_alpha"), targets or given.take("lora_target_modules"))
+        named, every = given.take("lora_target_modules"), given.take("lora_target_linear")
+        targets = Said("all-linear", "lora_target_linear: true") if every is not None and every.value else named
+        batch.lora(out, given.take("lora_r"), given.take("lora_alpha"), targets)
         if adapter.value == "qlora":
             out.set("load_in_4bit", Said(True, adapter.origin))
     dropout = given.take("lora_dropout")

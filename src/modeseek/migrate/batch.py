@@ -49,6 +49,49 @@ def schedule(out: Translation, said: Said | None) -> None:
         out.lose(said.origin, "no such schedule here; the nearest is written")
 
 
+REFERENCE_CACHE = "runs/reference_cache"
+
+
+def precomputed(out: Translation, said: Said | None) -> None:
+    """The reference's log-probabilities of the data's responses, computed once: kept on disk here."""
+    if said is None or not said.value or str(said.value).lower() == "false":
+        return
+    tree = out.tree()
+    asked = any(stage == "refer" or (isinstance(stage, dict) and "refer" in stage) for stage in tree.get("stages", ()))
+    if asked and (tree.get("source") or {}).get("type", "offline") != "on_policy":
+        out.set(
+            "reference_cache", Said(REFERENCE_CACHE, f"{said.origin}: kept there for every run with this reference")
+        )
+    else:
+        out.unneeded.append(f"{said.origin}: {out.method} asks no reference about the data's responses")
+
+
+EIGHT_BITS = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
+
+
+def optimiser(out: Translation, said: Said | None) -> None:
+    """AdamW, its moments in 32 or in 8 bits."""
+    if said is None:
+        return
+    name = str(said.value)
+    if name in EIGHT_BITS:
+        out.set("optim", Said("adamw_8bit", said.origin))
+    elif name.startswith(("adamw", "paged_adamw")) and "8bit" not in name:
+        out.set("optim", Said("adamw", said.origin))
+    else:
+        out.lose(said.origin, "AdamW is the optimiser here")
+
+
+def often(out: Translation, key: str, said: Said | None) -> None:
+    """`eval_steps`, `save_steps`: a number of steps; a share of the run has no equivalent and changes no result."""
+    if said is None:
+        return
+    if float(said.value) >= 1 or not float(said.value):
+        out.set(key, Said(int(float(said.value)), said.origin))
+    elif float(said.value) > 0:
+        out.unneeded.append(f"{said.origin}: a share of the run; write {key} in optimiser steps")
+
+
 def lora(out: Translation, rank: Said | None, alpha: Said | None, targets: Said | None) -> None:
     """Adapters."""
     out.set("lora.r", rank, int)

@@ -46,6 +46,36 @@ UNNEEDED = {
     "resume_from_checkpoint": "say --resume when training",
     "save_only_model": "checkpoints hold all that a resume needs",
     "enable_liger_kernel": "the output layer is fused and runs on responses only",
+    "ref_model_quantization_bit": "the reference is the base with adapters off, or a frozen copy",
+    "eval_dataset": "write eval_data with a file's path",
+    "do_eval": "held-out rows are always evaluated",
+    "disable_gradient_checkpointing": "gradient_checkpointing is off unless it is written",
+    "upcast_layernorm": "norms compute in float32 in any case",
+    "use_unsloth": "changes speed only",
+    "logging_dir": "report_to: [tensorboard] writes beside the run",
+    "run_name": "the output directory names the run",
+    "include_num_input_tokens_seen": "rows.jsonl has the tokens",
+}
+_REFERENCE = "the reference is the initial policy; there is no other"
+LOST = {
+    "ref_model": _REFERENCE,
+    "ref_model_adapters": _REFERENCE,
+    "adapter_name_or_path": "name the adapter's folder as the model: it is loaded onto its base",
+    "lora_dropout": "dropout is off, so that policy and reference agree",
+    "use_dora": "adapters are plain LoRA here",
+    "use_rslora": "adapters are scaled by alpha / r here",
+    "pissa_init": "adapters begin at zero here",
+    "mask_history": "only the last turn is a response here",
+    "packing": "prompts share no row here, so nothing leaks between them",
+    "neat_packing": "prompts share no row here, so nothing leaks between them",
+    "neftune_noise_alpha": "no noise is added to embeddings",
+    "freeze_trainable_layers": "all weights are trained, or adapters",
+    "use_galore": "AdamW is the optimiser here",
+    "use_badam": "AdamW is the optimiser here",
+    "rope_scaling": "write it into the model's config",
+    "streaming": "the data are in memory",
+    "top_p": "an on-policy gradient needs samples of the whole distribution; left at 1",
+    "temperature": "an on-policy gradient needs samples of the whole distribution; left at 1",
 }
 
 
@@ -80,8 +110,12 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
     out.set("bf16", given.take("bf16"), bool)
     for theirs in ("max_grad_norm", "weight_decay"):
         out.set(theirs, given.take(theirs), float)
-    for theirs in ("seed", "eval_steps", "save_steps", "logging_steps"):
-        out.set(theirs, given.take(theirs), int)
+    out.set("seed", given.take("seed"), int)
+    for theirs in ("eval_steps", "save_steps", "logging_steps"):
+        batch.often(out, theirs, given.take(theirs))
+    out.set("trust_remote_code", given.take("trust_remote_code"), bool)
+    out.set("max_completion_length", given.take("max_new_tokens"), int)
+    batch.optimiser(out, given.take("optim"))
     held = given.take("val_size")
     out.set("eval_size", held, float)
     if given.keys.get("finetuning_type", "lora") == "lora":

@@ -37,7 +37,7 @@ def translate(tool: str, path: str | Path, *, trainer: str = "", devices: int = 
         if why is not None:
             out.unneeded.append(f"{name}: {why}")
         elif keys[name] not in (None, False, "", [], {}):
-            out.lose(f"{name}: {value}", "no equivalent is known")
+            out.lose(f"{name}: {value}", TOOLS[tool].LOST.get(name, "no equivalent is known"))
     out.run()  # what is printed loads
     return out
 

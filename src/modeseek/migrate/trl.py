@@ -55,7 +55,7 @@ PAIRS = {
 UNNEEDED = {
     "output_dir": "say --output_dir when training",
     "gradient_checkpointing_kwargs": "non-reentrant in any case",
-    "precompute_ref_log_probs": "the reference is asked once where it can be",
+    "precompute_ref_batch_size": "changes memory only: write token_budget",
     "padding_free": "no padding reaches the model where the model allows it",
     "use_liger_kernel": "the output layer is fused and runs on responses only",
     "use_logits_to_keep": "the output layer runs on responses only",
@@ -85,6 +85,31 @@ UNNEEDED = {
     "generate_during_eval": "held-out prompts are always answered (eval_prompts)",
     "dataset_test_split": "held-out rows are split off by prompt; write eval_data for a file",
     "use_peft": "lora stands for it",
+    "preprocessing_num_workers": "changes speed only",
+    "dataloader_pin_memory": "changes speed only",
+    "log_level": "the run card and rows.jsonl hold what there is to know",
+    "hub_strategy": "see `modeseek export --push`",
+    "hub_private_repo": "see `modeseek export --push`",
+    "hub_model_revision": "see `modeseek export --push`",
+    "torch_compile": "changes speed only",
+    "dataset_kwargs": "rows are known by their columns",
+    "save_only_model": "checkpoints hold all that a resume needs",
+    "load_best_model_at_end": "write metric_for_best_model: eval/... to keep the best",
+    "ddp_timeout": "write hang_timeout",
+}
+LOST = {
+    "lora_dropout": "dropout is off, so that policy and reference agree",
+    "model_revision": "a model is a folder or a hub name: download that revision and name its folder",
+    "sync_ref_model": "a moving reference: `modeseek train tr_dpo`",
+    "ref_model_sync_steps": "a moving reference: `modeseek train tr_dpo`",
+    "ref_model_mixup_alpha": "a moving reference: `modeseek train tr_dpo`",
+    "ref_model_name_or_path": "the reference is the initial policy; there is no other",
+    "reference_free": "`modeseek train simpo` and `orpo` have no reference",
+    "lr_scheduler_kwargs": "schedules end at zero",
+    "load_in_8bit": "only a 4-bit base is known here",
+    "f_divergence_type": "write objective: {type: f_dpo, ...}",
+    "neftune_noise_alpha": "no noise is added to embeddings",
+    "packing": "prompts share no row here, so nothing leaks between them",
 }
 
 
@@ -118,14 +143,19 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
     batch.schedule(out, given.take("lr_scheduler_type"))
     for theirs in ("max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2"):
         out.set(theirs, given.take(theirs), float)
-    for theirs in ("seed", "eval_steps", "save_steps", "logging_steps", "save_total_limit"):
+    for theirs in ("seed", "save_total_limit"):
         out.set(theirs, given.take(theirs), int)
+    for theirs in ("eval_steps", "save_steps", "logging_steps"):
+        batch.often(out, theirs, given.take(theirs))
+    batch.optimiser(out, given.take("optim"))
+    _dtype(out, given.take("dtype", "torch_dtype"))
     for theirs in ("gradient_checkpointing", "load_in_4bit", "trust_remote_code"):
         out.set(theirs, given.take(theirs), bool)
     out.set("bf16", given.take("bf16"), bool)
     out.set("max_length", given.take("max_length"), int)
     out.set("max_completion_length", given.take("max_completion_length", "max_new_tokens"), int)
     batch.lora(out, given.take("lora_r"), given.take("lora_alpha"), given.take("lora_target_modules"))
+    batch.precomputed(out, given.take("precompute_ref_log_probs"))
     report = given.take("report_to")
     known = ("tensorboard", "wandb", "trackio")
     out.set("report_to", report, lambda v: [x for x in (v if isinstance(v, list) else [v]) if x in known])
@@ -270,18 +300,53 @@ def _data(out: Translation, given: Given) -> None:
     subset = given.take("dataset_config")
     if subset is not None:
         out.lose(subset.origin, "a subset of a hub data set: save it as a file and name that")
-    several = given.take("datasets")
+    several, mixed = given.take("datasets"), given.take("dataset_mixture")
+    if mixed is not None:  # of the alignment handbook and of TRL's scripts
+        several = Said((mixed.value or {}).get("datasets") or [], mixed.origin)
     if several is not None:
-        parts = [
-            {
-                "path": d["path"],
-                **({"weight": float(d["fraction"])} if "fraction" in d else {}),
-                **_only(d, "split", "columns"),
-            }
-            for d in several.value
-        ]
+        _mixture(out, several)
+    mixer, splits = given.take("dataset_mixer"), given.take("dataset_splits")
+    if mixer is not None:
+        train = next((str(x) for x in (splits.value if splits else []) if "test" not in str(x)), None)
+        split = {} if train is None else {"split": train}
+        _mixture(
+            out, Said([{"path": path, "fraction": part, **split} for path, part in mixer.value.items()], mixer.origin)
+        )
+
+
+def _mixture(out: Translation, several: Said) -> None:
+    """Parts of the data. A share of the rows is none of ours: weights count each row so much."""
+    parts = []
+    for d in several.value:
+        columns = d.get("columns")
+        share = d.get("fraction", d.get("weight"))
+        parts.append({"path": d.get("path") or d.get("id"), **_only(d, "split")})
+        if isinstance(columns, dict):
+            parts[-1]["columns"] = columns
+        if share is not None and float(share) != 1:
+            parts[-1]["weight"] = float(share)
+            out.lose(
+                f"{parts[-1]['path']}: {share}", "takes a share of the rows there, and weighs each row so much here"
+            )
+        for key in ("config", "name"):
+            if d.get(key):
+                out.lose(f"{key}: {d[key]}", "a subset of a hub data set: save it as a file and name that")
+    if len(parts) == 1 and parts[0].keys() <= {"path", "split"}:
+        out.set("data", Said(parts[0]["path"], several.origin))
+        out.set("split", Said(parts[0].get("split", "train"), several.origin))
+    else:
         out.set("mixture", Said(parts, several.origin))
-        out.differs.append("a mixture's weight counts each row so much; TRL's fraction takes a share of the rows")
+
+
+def _dtype(out: Translation, said: Said | None) -> None:
+    """Weights in bfloat16 take smaller steps than weights in float32 under autocast."""
+    if said is None or said.value == "auto":
+        return
+    name = str(said.value).removeprefix("torch.")
+    if name in ("bfloat16", "float32"):
+        out.set("dtype", Said(name, said.origin))
+    else:
+        out.lose(said.origin, "weights are in float32 or bfloat16 here")
 
 
 def _only(tree: dict, *names: str) -> dict:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 
 from modeseek.batch import PKT, MaskPKT
-from modeseek.objectives.base import Axes, Loss, pair_metrics
+from modeseek.objectives.base import Axes, Loss, one_of, pair_metrics
 from modeseek.ops import seq
 
 
@@ -29,4 +29,5 @@ class APO:
         won, lost = implied[:, 0], implied[:, 1]
         zero = torch.sigmoid(-won) + torch.sigmoid(lost)
         down = torch.sigmoid(won) + torch.sigmoid(lost - won)
-        return Loss(zero if self.anchor == "zero" else down, pair_metrics(logp, mask, ref_logp, self.beta))
+        loss = one_of("anchor", self.anchor, {"zero": zero, "down": down})
+        return Loss(loss, pair_metrics(logp, mask, ref_logp, self.beta))

@@ -1,9 +1,9 @@
 """What an objective is: a pure function from a prompt's group of responses to one number."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
@@ -86,6 +86,18 @@ def apply(inner: Objective, given: Mapping[str, Tensor]) -> Loss:
     return inner(**{name: x for name, x in given.items() if name in _parameters(inner)})
 
 
+def one_of(name: str, value: str, choices: Mapping[str, Any]) -> Any:
+    """What an option's value stands for. A config is checked before; a call from Python is checked here."""
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r}, expected one of {', '.join(choices)}")
+    return choices[value]
+
+
+def over_tokens(how: LogpReduction, name: str = "logp_reduction") -> Callable[[PKT, MaskPKT], PK]:
+    """What makes one number of a response's tokens."""
+    return one_of(name, how, {"sum": seq, "mean": seq_mean})
+
+
 def reduce_tokens(cost: PKT, mask: MaskPKT, present: MaskPK, how: TokenReduction, token_share: P_ | None = None) -> P_:
     """A prompt's loss from a cost per token. The choice says whether a token of a long response counts less.
 
@@ -97,6 +109,7 @@ def reduce_tokens(cost: PKT, mask: MaskPKT, present: MaskPK, how: TokenReduction
         return present_mean(seq(cost, mask), present)
     if how == "mean":
         return present_mean(seq_mean(cost, mask), present)
+    one_of("logp_reduction", how, dict.fromkeys(get_args(TokenReduction)))
     total = seq(cost, mask).masked_fill(~present, 0.0).sum(-1)  # [P]
     if how == "group_mean":
         return total / (mask & present[..., None]).sum((1, 2)).clamp(min=1)
@@ -112,8 +125,7 @@ def pair_metrics(
     total = seq(logp.detach(), mask)  # [P, K]
     metrics = {"logps/chosen": total[:, 0], "logps/rejected": total[:, 1]}
     if ref_logp is not None:
-        reduce = seq if reduction == "sum" else seq_mean
-        metrics |= reward_metrics(beta * reduce(logp.detach() - ref_logp, mask))
+        metrics |= reward_metrics(beta * over_tokens(reduction)(logp.detach() - ref_logp, mask))
     return metrics
 
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from modeseek.batch import PKT, MaskPKT
-from modeseek.objectives.base import Axes, LogpReduction, Loss, pair_metrics, reward_metrics
-from modeseek.ops import seq, seq_mean
+from modeseek.objectives.base import Axes, LogpReduction, Loss, over_tokens, pair_metrics, reward_metrics
+from modeseek.ops import seq
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,6 @@ class CPO:
 
     def __call__(self, logp: PKT, mask: MaskPKT) -> Loss:
         implied = self.beta * seq(logp, mask)  # [P, K]
-        reduce = seq if self.nll_reduction == "sum" else seq_mean
+        reduce = over_tokens(self.nll_reduction, "nll_reduction")
         loss = -F.logsigmoid(implied[:, 0] - implied[:, 1]) - self.nll * reduce(logp, mask)[:, 0]
         return Loss(loss, pair_metrics(logp, mask) | reward_metrics(implied))

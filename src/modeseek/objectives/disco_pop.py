@@ -24,6 +24,10 @@ class DiscoPOP:
     equation: ClassVar[str] = "-(1 - g) log sigma(m) + g exp(-m), m = beta (h_w - h_l), g = sigma(m / tau)"
     source: ClassVar[str] = "https://arxiv.org/abs/2406.08414"
 
+    def __post_init__(self) -> None:
+        if self.tau <= 0:
+            raise ValueError(f"tau: {self.tau}, expected above 0")
+
     def __call__(self, logp: PKT, ref_logp: PKT, mask: MaskPKT) -> Loss:
         log_ratio = seq(logp - ref_logp, mask)  # [P, K]
         margin = self.beta * (log_ratio[:, 0] - log_ratio[:, 1])

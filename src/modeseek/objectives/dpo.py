@@ -13,8 +13,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from modeseek.batch import PKT, MaskPKT
-from modeseek.objectives.base import Axes, LogpReduction, Loss, pair_metrics
-from modeseek.ops import seq, seq_mean
+from modeseek.objectives.base import Axes, LogpReduction, Loss, over_tokens, pair_metrics
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class DPO:
             raise ValueError(f"label_smoothing: {self.label_smoothing}, expected at least 0 and below 0.5")
 
     def __call__(self, logp: PKT, ref_logp: PKT, mask: MaskPKT) -> Loss:
-        reduce = seq if self.logp_reduction == "sum" else seq_mean
-        log_ratio = reduce(logp - ref_logp, mask)  # [P, K]
+        log_ratio = over_tokens(self.logp_reduction)(logp - ref_logp, mask)  # [P, K]
         margin = self.beta * (log_ratio[:, 0] - log_ratio[:, 1])
         flipped = self.label_smoothing
         loss = -(1 - flipped) * F.logsigmoid(margin) - flipped * F.logsigmoid(-margin)

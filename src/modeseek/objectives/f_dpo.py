@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from modeseek.batch import PKT, MaskPKT
-from modeseek.objectives.base import Axes, Loss, pair_metrics, reward_metrics
+from modeseek.objectives.base import Axes, Loss, one_of, pair_metrics, reward_metrics
 from modeseek.ops import seq
 
 HIGHEST = 20.0  # nats: beyond it a power of the ratio is taken as e^20, lest it overflow
@@ -28,6 +28,7 @@ class FDPO:
     source: ClassVar[str] = "https://arxiv.org/abs/2309.16240"
 
     def __post_init__(self) -> None:
+        one_of("divergence", self.divergence, {"jensen_shannon": None, "alpha": None})
         if (self.divergence == "alpha") != (self.alpha is not None):
             raise ValueError(
                 f"alpha: {self.alpha} with divergence: {self.divergence}; alpha, and only alpha, needs one"

@@ -13,13 +13,13 @@ can spread more than a sampled log-ratio with one, so leave-one-out is taken at 
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from modeseek.batch import P_, PKT, MaskPK, MaskPKT
-from modeseek.objectives.base import Axes, Loss, apply
+from modeseek.objectives.base import Axes, Loss, apply, one_of
 from modeseek.ops import clean, present_mean, seq
 
 KLBaseline = Literal["none", "leave_one_out", "running_mean"]
@@ -40,6 +40,8 @@ class FreshKL:
     max_age: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
+        one_of("kl_baseline", self.kl_baseline, dict.fromkeys(get_args(KLBaseline)))
+        one_of("kl_estimator", self.kl_estimator, dict.fromkeys(get_args(KLEstimator)))
         if self.kl_estimator == "rao_blackwell" and self.kl_baseline == "running_mean":
             raise ValueError(
                 "kl_baseline: running_mean is of whole responses, for kl_estimator sample; "

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from modeseek.batch import PKT, MaskPKT
-from modeseek.objectives.base import Axes, LogpReduction, Loss, pair_metrics
-from modeseek.ops import seq, seq_mean
+from modeseek.objectives.base import Axes, LogpReduction, Loss, over_tokens, pair_metrics
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,11 @@ class IPO:
     equation: ClassVar[str] = "(h_w - h_l - 1 / (2 tau))^2"
     source: ClassVar[str] = "https://arxiv.org/abs/2310.12036"
 
+    def __post_init__(self) -> None:
+        if self.tau <= 0:
+            raise ValueError(f"tau: {self.tau}, expected above 0")
+
     def __call__(self, logp: PKT, ref_logp: PKT, mask: MaskPKT) -> Loss:
-        reduce = seq if self.logp_reduction == "sum" else seq_mean
-        log_ratio = reduce(logp - ref_logp, mask)
+        log_ratio = over_tokens(self.logp_reduction)(logp - ref_logp, mask)
         gap = log_ratio[:, 0] - log_ratio[:, 1]
         return Loss((gap - 1 / (2 * self.tau)) ** 2, pair_metrics(logp, mask, ref_logp, self.tau, self.logp_reduction))

@@ -32,7 +32,7 @@ class LDDPO:
         pair = mask[:, :2]
         common = pair.sum(-1).amin(-1)  # [P]
         beyond = pair.cumsum(-1) > common[:, None, None]
-        weight = torch.where(beyond, self.alpha, 1.0).to(logp.dtype)
-        log_ratio = seq(weight * (logp - ref_logp)[:, :2], pair)  # [P, 2]
+        told = (logp - ref_logp)[:, :2]
+        log_ratio = seq(torch.where(beyond, self.alpha * told, told), pair)  # [P, 2]
         margin = self.beta * (log_ratio[:, 0] - log_ratio[:, 1])
         return Loss(-F.logsigmoid(margin), pair_metrics(logp, mask, ref_logp, self.beta))

@@ -24,5 +24,5 @@ class LengthDPO:
 
     def __call__(self, logp: PKT, ref_logp: PKT, mask: MaskPKT) -> Loss:
         # The labels are explained by beta h + alpha |y|: what length explains, the policy need not.
-        explained = self.beta * seq(logp - ref_logp, mask) + self.alpha * mask.sum(-1)  # [P, K]
+        explained = self.beta * seq(logp - ref_logp, mask) + self.alpha * mask.sum(-1, dtype=logp.dtype)  # [P, K]
         return Loss(-F.logsigmoid(explained[:, 0] - explained[:, 1]), pair_metrics(logp, mask, ref_logp, self.beta))

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 
 from modeseek.batch import PKT, MaskPK, MaskPKT
-from modeseek.objectives.base import Axes, Loss
+from modeseek.objectives.base import Axes, Loss, one_of
 from modeseek.ops import present_mean, seq
 
 
@@ -25,6 +25,7 @@ class NegativeBoN:
     source: ClassVar[str] = "https://arxiv.org/abs/2404.14367"
 
     def __post_init__(self) -> None:
+        one_of("losers", self.losers, dict.fromkeys(("worst", "mean", "sum", "complement")))
         if self.beta <= 0:
             raise ValueError(f"beta: {self.beta}, expected above 0; without losers write SFT after the stage best")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from modeseek.batch import PKT, MaskPK, MaskPKT
-from modeseek.objectives.base import Axes, Loss
+from modeseek.objectives.base import Axes, Loss, one_of
 from modeseek.ops import clean, present_mean, seq
 
 
@@ -21,6 +21,9 @@ class PolicyGradient:
     axes: ClassVar[Axes] = Axes(on_policy=True, negative_gradient="by_advantage", claimed_kl="mode-seeking")
     equation: ClassVar[str] = "-mean_k sum_t A_t log pi(y_t)"
     source: ClassVar[str] = "https://arxiv.org/abs/2402.14740"
+
+    def __post_init__(self) -> None:
+        one_of("correction", self.correction or "none", dict.fromkeys(("none", "clip", "ratio")))
 
     @property
     def max_age(self) -> int | None:

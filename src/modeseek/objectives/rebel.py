@@ -20,6 +20,10 @@ class REBEL:
     equation: ClassVar[str] = "((h_1 - h_2) / eta - (r_1 - r_2))^2, h = log pi(y) - log pi_old(y)"
     source: ClassVar[str] = "https://arxiv.org/abs/2404.16767"
 
+    def __post_init__(self) -> None:
+        if self.eta <= 0:
+            raise ValueError(f"eta: {self.eta}, expected above 0")
+
     def __call__(self, logp: PKT, old_logp: PKT, reward: PK, mask: MaskPKT) -> Loss:
         change = seq(logp - old_logp, mask)  # [P, K]
         gap = (change[:, 0] - change[:, 1]) / self.eta

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from modeseek.batch import PK, PKT, MaskPK, MaskPKT
-from modeseek.objectives.base import Axes, LogpReduction, Loss
-from modeseek.ops import clean, present_mean, seq, seq_mean
+from modeseek.objectives.base import Axes, LogpReduction, Loss, over_tokens
+from modeseek.ops import clean, present_mean
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,12 @@ class RWR:
     equation: ClassVar[str] = "-mean_k min(exp(r_k / beta), clip) log pi(y_k)"
     source: ClassVar[str] = "https://arxiv.org/abs/2404.14367"
 
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"beta: {self.beta}, expected above 0")
+
     def __call__(self, logp: PKT, reward: PK, mask: MaskPKT, present: MaskPK) -> Loss:
         weight = (clean(reward, present) / self.beta).exp().clamp(max=self.clip)
-        reduce = seq if self.logp_reduction == "sum" else seq_mean
-        loss = -present_mean(weight * reduce(logp, mask), present)
+        loss = -present_mean(weight * over_tokens(self.logp_reduction)(logp, mask), present)
         at_limit = (weight >= self.clip).to(weight.dtype)
         return Loss(loss, {"weight": present_mean(weight, present), "weight_clipped": present_mean(at_limit, present)})

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from modeseek.batch import PKT, MaskPK, MaskPKT
-from modeseek.objectives.base import Axes, LogpReduction, Loss
-from modeseek.ops import present_mean, seq, seq_mean
+from modeseek.objectives.base import Axes, LogpReduction, Loss, over_tokens
+from modeseek.ops import present_mean, seq
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,5 @@ class SFT:
     source: ClassVar[str] = "https://arxiv.org/abs/2404.14367"
 
     def __call__(self, logp: PKT, mask: MaskPKT, present: MaskPK) -> Loss:
-        reduce = seq if self.logp_reduction == "sum" else seq_mean
-        nll = -present_mean(reduce(logp, mask), present)
+        nll = -present_mean(over_tokens(self.logp_reduction)(logp, mask), present)
         return Loss(nll, {"logps/chosen": seq(logp.detach(), mask)[:, 0]})

@@ -23,6 +23,10 @@ class SPPO:
     equation: ClassVar[str] = "mean_k (h_k - (P(y_k wins) - 1/2) / beta)^2"
     source: ClassVar[str] = "https://arxiv.org/abs/2405.00675"
 
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"beta: {self.beta}, expected above 0")
+
     def __call__(self, logp: PKT, ref_logp: PKT, mask: MaskPKT, present: MaskPK, win_rate: PK | None = None) -> Loss:
         log_ratio = seq(logp - ref_logp, mask)  # [P, K]
         if win_rate is None:

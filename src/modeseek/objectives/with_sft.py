@@ -11,10 +11,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from modeseek.batch import PKT, MaskPKT
-from modeseek.objectives.base import Axes, LogpReduction, Loss, apply
+from modeseek.objectives.base import Axes, LogpReduction, Loss, apply, over_tokens
 from modeseek.objectives.contrastive import Contrastive
 from modeseek.objectives.dpo import DPO
-from modeseek.ops import seq, seq_mean
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,5 @@ class WithSFT:
 
     def __call__(self, logp: PKT, mask: MaskPKT, **rest: Tensor) -> Loss:
         pairs = apply(self.inner, {"logp": logp, "mask": mask, **rest})
-        reduce = seq if self.nll_reduction == "sum" else seq_mean
-        nll = -reduce(logp, mask)[:, 0]
+        nll = -over_tokens(self.nll_reduction, "nll_reduction")(logp, mask)[:, 0]
         return Loss(pairs.per_prompt + self.nll * nll, pairs.metrics | {"nll": nll.detach()})

@@ -8,71 +8,23 @@ Transformers reaches all of them through its attention interface.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface
 
-from modeseek.policies.pack import Row, Segment
+from modeseek.policies import last
+from modeseek.policies.flex import flex
+from modeseek.policies.layout import Layout
+from modeseek.policies.pack import Segment
 
 NAME = "modeseek_packed"
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which token of a packed row may see which. It travels to the attention layers as a keyword argument."""
-
-    segments: tuple[Segment, ...]
-    positions: Tensor  # [L]
-    windows: list[int | None] = field(default_factory=list)  # the sliding window that each layer asked for
-    _kept: dict[Any, Any] = field(default_factory=dict)  # masks, made once and used by every layer
-
-    @staticmethod
-    def of(row: Row) -> "Layout":
-        return Layout(row.segments, row.positions)
-
-    @property
-    def longest(self) -> int:
-        """Positions that the longest response with its prompt takes."""
-        return max((s.prompt + max(s.responses, default=0) for s in self.segments), default=0)
-
-    def bias(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-        """Zero where the last `queries` of `keys` positions in a line may look, minus infinity elsewhere."""
-        key = ("bias", queries, keys, window, like.dtype)
-        if key not in self._kept:
-            q = torch.arange(keys - queries, keys, device=like.device)[:, None]
-            back = q - torch.arange(keys, device=like.device)  # how far back each key lies
-            hidden = (back < 0) if window is None else (back < 0) | (back >= window)
-            self._kept[key] = like.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
-        return self._kept[key]
-
-    def block_mask(self, window: int | None) -> BlockMask:
-        """The same rule for FlexAttention: it stores which blocks are empty, never a mask of the whole row."""
-        key = ("blocks", window)
-        if key not in self._kept:
-            self._kept[key] = self._block_mask(window)
-        return self._kept[key]
-
-    def _block_mask(self, window: int | None) -> BlockMask:
-        device, length = self.positions.device, len(self.positions)
-        group, branch = [], []
-        for number, s in enumerate(self.segments):
-            group += [number] * (s.stop - s.start)
-            branch += [0] * s.prompt + [k for k, n in enumerate(s.responses, 1) for _ in range(n)]
-        owner, of = (torch.tensor(x, device=device) for x in (group, branch))
-        at = self.positions
-
-        # FlexAttention traces these two and counts their parameters: plain lambdas, which no type checker wraps.
-        shared = lambda b, h, q, k: (owner[q] == owner[k]) & ((of[k] == 0) | (of[k] == of[q])) & (k <= q)
-        near = lambda b, h, q, k: shared(b, h, q, k) & (at[q] - at[k] < window)  # type: ignore[operator]
-        return create_block_mask(shared if window is None else near, None, None, length, length, device=str(device))
 
 
 @dataclass(frozen=True)
@@ -188,31 +140,6 @@ def _by_hand(
     return torch.cat(parts, 2)
 
 
-@cache
-def _compiled_flex() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)
-
-
-def flex(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int | None, softcap: float | None
-) -> Tensor:
-    """FlexAttention, compiled on a GPU; elsewhere its reference implementation, for tests."""
-
-    cap = lambda score, b, h, i, j: torch.tanh(score / softcap) * softcap  # type: ignore[operator]
-    run = _compiled_flex() if q.is_cuda else flex_attention
-    out = run(
-        q,
-        k,
-        v,
-        score_mod=None if softcap is None else cap,
-        block_mask=layout.block_mask(window),
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    assert isinstance(out, Tensor)
-    return out
-
-
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -254,37 +181,45 @@ AttentionInterface.register(NAME, attend)
 
 
 @contextlib.contextmanager
-def packed_attention(model: nn.Module) -> Iterator[None]:
-    """Within, the model's attention layers are ours; a checkpointed layer recomputes with ours in the backward too."""
+def packed_attention(model: nn.Module, read: Tensor | None = None) -> Iterator[None]:
+    """Within, the model's attention layers are ours; a checkpointed layer recomputes with ours in the backward too.
+    `read` are the tokens whose last state is read, where those are not all: see `last`."""
     layers = [m for m in model.modules() if "_gradient_checkpointing_func" in vars(m)]
     ways: list[Callable[..., Any]] = [m._gradient_checkpointing_func for m in layers]  # type: ignore[misc]
-    with _routed(model):
+    with _routed(model, read):
         try:
             for layer, way in zip(layers, ways, strict=True):
-                layer._gradient_checkpointing_func = partial(_checkpoint, model, way)  # type: ignore[assignment]
+                layer._gradient_checkpointing_func = partial(_checkpoint, model, read, way)  # type: ignore[assignment]
             yield
         finally:
             for layer, way in zip(layers, ways, strict=True):
                 layer._gradient_checkpointing_func = way  # type: ignore[assignment]
 
 
-def _checkpoint(model: nn.Module, way: Callable[..., Any], run: Callable[..., Any], *inputs: Any) -> Any:
-    def routed(*again: Any) -> Any:
-        with _routed(model):
-            return run(*again)
+def _checkpoint(model: nn.Module, read: Tensor | None, way: Callable[..., Any], run: Any, *inputs: Any) -> Any:
+    again = False
+
+    def routed(*given: Any) -> Any:
+        nonlocal again
+        if not again:  # the forward, which is routed already
+            again = True
+            return run(*given)
+        with _routed(model, read):
+            return run(*given)
 
     return way(routed, *inputs)
 
 
 @contextlib.contextmanager
-def _routed(model: nn.Module) -> Iterator[None]:
+def _routed(model: nn.Module, read: Tensor | None) -> Iterator[None]:
     found: list[Any] = [getattr(m, "config", None) for m in model.modules()]
     configs = {id(c): c for c in found if hasattr(c, "_attn_implementation")}
     before = {i: c._attn_implementation for i, c in configs.items()}
-    try:
-        for c in configs.values():
-            c._attn_implementation = NAME
-        yield
-    finally:
-        for i, c in configs.items():
-            c._attn_implementation = before[i]
+    with last.read_only_at(model, read):
+        try:
+            for c in configs.values():
+                c._attn_implementation = NAME
+            yield
+        finally:
+            for i, c in configs.items():
+                c._attn_implementation = before[i]

@@ -1,9 +1,10 @@
 """What a frozen reference says of the data's responses, computed once and kept on disk by its content."""
 
+import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
@@ -30,9 +31,25 @@ class Cached:
     at hand holds: equal to the last digits of the dtype, as for any other packing.
     """
 
-    def __init__(self, reference: Reference, folder: str | Path):
+    def __init__(self, reference: Reference, folder: str | Path, identity: dict[str, str] | None = None):
         self._reference, self._shards = reference, Shards(Path(folder))
         self.counts = {"found": 0, "computed": 0}
+        self._first: Callable[[Callable[[], Any]], Any] = lambda look: look()
+        self._keeps = True
+        if identity is not None:
+            self.identity = identity
+
+    def together(self, asked: Any, first: Callable[[Callable[[], Any]], Any], *, keeps: bool) -> "Cached":
+        """The same cache where many processes ask at once and `asked` needs all of them: the `first` one looks and
+        all hear what it found, so that all miss the same rows, and it alone `keeps` them."""
+        made = copy.copy(self)
+        made._reference, made._first, made._keeps = asked, first, keeps
+        return made
+
+    @property
+    def reference(self) -> Reference:
+        """What is asked where nothing is kept yet."""
+        return self._reference
 
     @property
     def module(self) -> HFPolicy:
@@ -57,13 +74,15 @@ class Cached:
         """As the reference says it; zero where a response has no token."""
         speaks = batch.present & batch.mask.any(-1)
         keys = self._keys(batch, speaks & ~batch.fresh)
-        known = self._find(keys)
+        known = self._first(lambda: self._find(keys))
         unknown = speaks.clone()
         for p, k in known:
             unknown[p, k] = False
         said = self._say(batch, unknown, known)
         for (p, k), row in known.items():
             said[p, k, batch.mask[p, k]] = torch.from_numpy(row.copy()).to(said)
+        if not self._keeps:
+            return said
         rows = {key: said[p, k, batch.mask[p, k]].cpu().numpy() for (p, k), key in keys.items() if (p, k) not in known}
         self._shards.add({key: row for key, row in rows.items() if np.isfinite(row).all()})
         self.counts["found"] += len(known)

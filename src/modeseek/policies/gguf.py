@@ -1,7 +1,9 @@
 """Whether llama.cpp's converter will take a folder: what would stop it, and what it would change. Reads files only."""
 
+import importlib
+import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +31,28 @@ Qwen3NextForCausalLM Qwen3_5ForCausalLM Qwen3_5MoeForCausalLM SeedOssForCausalLM
 SolarOpenForCausalLM StableLmForCausalLM Starcoder2ForCausalLM YoutuForCausalLM
 """
 KNOWN = frozenset(_NAMES.split())
+# Of the same files: what llama.cpp's own package `gguf` calls those whose tensors it knows by their names there.
+ARCHITECTURES = {
+    "FalconForCausalLM": "FALCON",
+    "GPT2LMHeadModel": "GPT2",
+    "GPTNeoXForCausalLM": "GPTNEOX",
+    "Gemma2ForCausalLM": "GEMMA2",
+    "Gemma3ForCausalLM": "GEMMA3",
+    "GemmaForCausalLM": "GEMMA",
+    "GraniteForCausalLM": "GRANITE",
+    "LlamaForCausalLM": "LLAMA",
+    "MistralForCausalLM": "LLAMA",
+    "MixtralForCausalLM": "LLAMA",
+    "Olmo2ForCausalLM": "OLMO2",
+    "OlmoForCausalLM": "OLMO",
+    "Phi3ForCausalLM": "PHI3",
+    "PhiForCausalLM": "PHI2",
+    "Qwen2ForCausalLM": "QWEN2",
+    "Qwen3ForCausalLM": "QWEN3",
+    "SmolLM3ForCausalLM": "SMOLLM3",
+    "StableLmForCausalLM": "STABLELM",
+}
+UNWRITTEN = ("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias", ".attn.bias", ".attn.masked_bias")
 TYPES = {"BF16": "bf16", "F16": "f16"}  # of weights: the converter's `--outtype auto`
 
 
@@ -87,6 +111,7 @@ def _weights(folder: Path, config: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "note", f"weights are {', '.join(sorted(kinds))}: `--outtype auto` writes f16, `--outtype f32` all"
         )
+    yield from _names(config, found)
     text = config.get("text_config") or config
     tied, head = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings"))), _has_head(found)
     if tied and head:
@@ -97,6 +122,24 @@ def _weights(folder: Path, config: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "stop", "embeddings are not tied and no output layer is stored: the model's answers would be noise"
         )
+
+
+def _names(config: dict[str, Any], tensors: Iterable[str]) -> Iterator[Finding]:
+    """Whether each tensor has a name in the file to be written, by llama.cpp's own table."""
+    named = (config.get("architectures") or [""])[0]
+    if named not in ARCHITECTURES:
+        return
+    if importlib.util.find_spec("gguf") is None:
+        yield Finding("note", "names of tensors were not looked up: that needs the package gguf (modeseek[gguf])")
+        return
+    gguf: Any = importlib.import_module("gguf")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[ARCHITECTURES[named]], int(config["num_hidden_layers"]))
+    written = [name for name in tensors if not name.endswith(UNWRITTEN)]
+    nameless = sorted(name for name in written if table.get_name(name, try_suffixes=(".weight", ".bias")) is None)
+    if nameless:
+        yield Finding("stop", f"{len(nameless)} tensors have no name in a GGUF file, such as {nameless[0]}")
+    else:
+        yield Finding("good", f"each of {len(written)} tensors has its name in a GGUF file ({ARCHITECTURES[named]})")
 
 
 def _has_head(tensors: dict[str, str]) -> bool:
@@ -137,6 +180,8 @@ def _kind(tokenizer: dict[str, Any]) -> Finding:
     kind = model.get("type") or "BPE"
     if kind == "BPE" and model.get("byte_fallback"):
         return Finding("good", "the tokenizer is BPE with byte fallback, as Llama 2's")
+    if kind == "BPE" and not model.get("byte_fallback") and not model.get("merges"):
+        return Finding("stop", "the tokenizer is BPE without merges: what is converted would not load")
     if kind == "BPE" and "ByteLevel" in json.dumps([tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")]):
         return Finding(
             "note",

@@ -28,8 +28,9 @@ class HFPolicy(nn.Module):
     """`model` is a transformers causal LM, or one wrapped by peft. Dropout is off, in the reference too.
 
     Log-probabilities come from packed rows and samples from cached keys and values where the model allows it, else
-    from the plain path: the same numbers, and `paths` says which and why. A `critic` has a `value`, weights of its own,
-    and is trained with the policy; it is not saved with it.
+    from the plain path: the same numbers, and `paths` says which and why. `unverified` takes packed rows on a device on
+    which no one has run them, if they pass their trial there. A `critic` has a `value`, weights of its own, and is
+    trained with the policy; it is not saved with it.
     """
 
     def __init__(
@@ -42,13 +43,14 @@ class HFPolicy(nn.Module):
         token_budget: int | None = None,
         critic: nn.Module | None = None,
         stop: Stop | None = None,
+        unverified: bool = False,
     ):
         super().__init__()
         self.critic = None if critic is None else without_dropout(critic)
         self.model, self.eos, self.max_new = without_dropout(model), tuple(eos), max_new
-        self.fast, self.token_budget, self.stop = fast, token_budget, stop
+        self.fast, self.token_budget, self.stop, self.unverified = fast, token_budget, stop, unverified
         unasked = "not asked for (fast: false)"
-        self._why_plain = packed.why_not(model) if fast else unasked
+        self._why_plain = packed.why_not(model, unverified=unverified) if fast else unasked
         self._why_uncached = decode.why_not(model) if fast else unasked
         self._packed = None if self._why_plain else packed.Packed(model, token_budget=token_budget)
 
@@ -150,10 +152,25 @@ class HFPolicy(nn.Module):
     @property
     def paths(self) -> dict[str, str]:
         """Which way log-probabilities and samples are computed, and why: for the run card."""
+        device = next(self.model.parameters()).device.type
+        known = device in packed.VERIFIED or device == "meta"  # nothing is computed there
+        run = "" if known else f" (unverified on {device.upper()}: no one has run it there)"
         return {
-            "logp": f"plain: {self._why_plain}" if self._why_plain else "packed rows, shared prompts, fused head",
-            "sample": f"plain: {self._why_uncached}" if self._why_uncached else "shared prefill, cached",
+            "logp": f"plain: {self._why_plain}" if self._why_plain else f"packed rows, shared prompts, fused head{run}",
+            "sample": f"plain: {self._why_uncached}" if self._why_uncached else f"shared prefill, cached{run}",
         }
+
+    @property
+    def ways(self) -> tuple[str | None, str | None]:
+        """Why not packed rows, and why not a shared cache: found by trial, which needs weights."""
+        return self._why_plain, self._why_uncached
+
+    def go(self, ways: tuple[str | None, str | None], device: str) -> None:
+        """Take on this device the ways that a twin with weights has tried: a model on `meta` cannot try."""
+        self._why_plain, self._why_uncached = ways
+        if self._why_plain is None and device not in packed.VERIFIED and not self.unverified:
+            self._why_plain = f"packed rows have not been verified on {device}"
+        self._packed = None if self._why_plain else self._packed
 
     @property
     def has_adapter(self) -> bool:
@@ -165,6 +182,7 @@ class HFPolicy(nn.Module):
             return Reference(self)
         frozen = copy.deepcopy(self.model).requires_grad_(False)
         options: dict[str, Any] = {"fast": self.fast, "token_budget": self.token_budget, "stop": self.stop}
+        options["unverified"] = self.unverified
         return Reference(HFPolicy(frozen, eos=self.eos, max_new=self.max_new, **options))
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -176,7 +194,10 @@ class HFPolicy(nn.Module):
     def _checkpointing(self) -> Iterator[None]:
         """transformers recomputes activations only in training mode, and only where a gradient is kept; sampling and
         the reference stay in evaluation mode, where a cache may be used. Dropout is off in both."""
-        wanted = getattr(_unwrapped(self.model), "is_activation_checkpointing", False) and torch.is_grad_enabled()
+        model = _unwrapped(self.model)
+        name = "is_activation_checkpointing"  # transformers before 5.18 has the other name
+        name = name if hasattr(model, name) else "is_gradient_checkpointing"
+        wanted = getattr(model, name, False) and torch.is_grad_enabled()
         self.model.train(wanted)
         try:
             yield
@@ -288,7 +309,9 @@ def load_model(
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
     if load_in_4bit:
         options["quantization_config"] = _four_bit(device, lora)
-    if Path(name).exists() and not (Path(name) / "config.json").exists():
+    if device == "meta":  # all but the weights, which are not read
+        options["device_map"] = device
+    if Path(name).exists() and not any((Path(name) / f).exists() for f in ("config.json", "adapter_config.json")):
         raise ValueError(f"model: {name} has no config.json; give the folder that save_pretrained wrote")
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)

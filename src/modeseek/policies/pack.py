@@ -8,6 +8,8 @@ from torch import Tensor
 
 from modeseek.batch import Batch
 
+FEW = 0.9  # of a row's tokens: where more are read, leaving out the others gives nothing
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -36,6 +38,7 @@ class Row:
     target: Int[Tensor, " N"]
     counts: tuple[int, ...]  # response tokens of each prompt of the batch: N in all
     mask: Bool[Tensor, "P K T"]
+    read: Int[Tensor, " R"] | None = None  # `before` in order and each once; None: (nearly) all of the row
 
 
 def said(batch: Batch) -> Bool[Tensor, "P K T"]:
@@ -91,6 +94,9 @@ def pack(batch: Batch) -> Row:
         start = segment.stop
         if segment.stop > segment.start:
             segments.append(segment)
+    predicts = torch.zeros(start, dtype=torch.bool, device=mask.device)
+    predicts[before[mask]] = True
+    read = predicts.nonzero().squeeze(1)
     return Row(
         tokens=torch.cat([batch.prompt, batch.response.flatten(1)], 1)[wide],
         positions=positions[wide],
@@ -99,4 +105,5 @@ def pack(batch: Batch) -> Row:
         target=batch.response[mask],
         counts=tuple(sum(group) for group in per_response),
         mask=mask,
+        read=read if len(read) < FEW * start else None,
     )

@@ -12,9 +12,12 @@ from transformers import PreTrainedModel
 
 from modeseek.batch import Batch
 from modeseek.ops import token_logp
-from modeseek.policies.attention import Layout, packed_attention
+from modeseek.policies.attention import packed_attention
 from modeseek.policies.head import Against, Form, Head, Said, computed_in
+from modeseek.policies.layout import Layout
 from modeseek.policies.pack import Row, pack, split
+
+VERIFIED = ("cpu",)  # devices on which somebody has run packed rows
 
 Loss = TypeVar("Loss")  # an objective's, with `per_prompt` and `metrics`; objectives stand beside policies, not below
 
@@ -142,7 +145,7 @@ class Packed:
 
     def _states(self, row: Row, layout: Layout | None = None) -> Float[Tensor, "N D"]:
         """The body's last hidden states, where a response token is predicted from."""
-        with packed_attention(self._base):
+        with packed_attention(self._base, row.read):
             said = _body(self._base)(
                 input_ids=row.tokens[None],
                 position_ids=row.positions[None],
@@ -180,8 +183,8 @@ def why_not(model: nn.Module, *, unverified: bool = False) -> str | None:
     device = next(base.parameters()).device.type
     if device == "meta":
         return None
-    if device != "cpu" and not (device == "cuda" and unverified):
-        return f"packed rows have not been verified on {device}"
+    if device not in VERIFIED and not unverified:
+        return f"packed rows have not been verified on {device} (HFPolicy's unverified: true takes them all the same)"
     return _trial(model, base)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeseek.record import RunData, read, write_bytes
+from modeseek.disk import write_bytes
+from modeseek.record import RunData, read
 
 
 def write(runs: Sequence[str | Path], out: str | Path, title: str | None = None) -> Path:

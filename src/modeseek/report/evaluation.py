@@ -17,7 +17,7 @@ import matplotlib.style
 import numpy as np
 from markupsafe import Markup
 
-from modeseek.record import write_bytes
+from modeseek.disk import write_bytes
 from modeseek.report import plots
 from modeseek.report.curves import number
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from modeseek.record import write_bytes
+from modeseek.disk import write_bytes
 
 
 def write(summary: Mapping[str, Any], out: str | Path, title: str) -> Path:

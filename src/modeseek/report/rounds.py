@@ -14,7 +14,7 @@ import yaml
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from modeseek.record import write_bytes
+from modeseek.disk import write_bytes
 from modeseek.report import plots
 from modeseek.report.curves import number
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from modeseek.record import write_bytes
+from modeseek.disk import write_bytes
 from modeseek.report import plots, study_plots
 from modeseek.report.curves import number
 from modeseek.report.study_data import StudyData, read

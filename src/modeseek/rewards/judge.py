@@ -57,7 +57,7 @@ class Judge:
     model: str  # the name that the endpoint knows the judge by
     question: str = "Which response is more helpful, correct and honest?"  # what better means
     api_key_env: str = ""  # environment variable that holds the key; unset: none is sent
-    max_requests: int = 1000  # the budget: requests that this process may send, retries included
+    max_requests: int = 1000  # the budget: requests that this process (or a plan) may send, retries included
     max_tokens: int = 512  # of one answer
     timeout: float = 60.0  # seconds for one request
     retries: int = 4  # after an overload, a server's error or a broken answer
@@ -119,22 +119,36 @@ class Comparison:
 
         The same text is a tie without a question. A response that wins in one order only has not won.
         """
-        requests = [
-            None if one.response == other.response else (self._request(one, other), self._request(other, one))
-            for one, other in pairs
-        ]
+        requests = self._both_orders(pairs)
         answers = self._answers([body for both in requests if both for body in both])
-        found = [0.5 if both is None else self._settle(answers[both[0]], answers[both[1]]) for both in requests]
+        said = [both and (verdict(answers[both[0]]), verdict(answers[both[1]])) for both in requests]
+        found = [0.5 if both is None else self._settle(*both) for both in said]
         self.counts.update(pairs=len(pairs), ties=found.count(0.5))
         return found
 
-    def _settle(self, first: Answer, second: Answer) -> float:
-        verdicts = [verdict(first), verdict(second)]
-        if verdicts == ["A", "B"]:
+    def recalled(self, pairs: Sequence[tuple[Reply, Reply]]) -> list[tuple[Verdict, Verdict] | None]:
+        """What the judge has said of pairs, the first response shown as A and then as B; None for one text twice.
+
+        From the cache alone: nothing is asked or counted.
+        """
+        requests = self._both_orders(pairs)
+        kept = self._cache.get(self._key_of(body) for both in requests if both for body in both)
+        said = lambda body: verdict(kept[self._key_of(body)])
+        return [both and (said(both[0]), said(both[1])) for both in requests]
+
+    def _both_orders(self, pairs: Sequence[tuple[Reply, Reply]]) -> list[tuple[str, str] | None]:
+        same = lambda one, other: one.response == other.response
+        return [None if same(*pair) else (self._request(*pair), self._request(*pair[::-1])) for pair in pairs]
+
+    def _key_of(self, body: str) -> str:
+        return hashlib.sha256(f"{self._url}\n{body}".encode()).hexdigest()
+
+    def _settle(self, first: Verdict, second: Verdict) -> float:
+        if (first, second) == ("A", "B"):
             return 1.0
-        if verdicts == ["B", "A"]:
+        if (first, second) == ("B", "A"):
             return 0.0
-        self.counts["order_dependent"] += verdicts in (["A", "A"], ["B", "B"])
+        self.counts["order_dependent"] += first == second and first in ("A", "B")
         return 0.5
 
     def _request(self, a: Reply, b: Reply) -> str:
@@ -157,7 +171,7 @@ class Comparison:
 
     def _answers(self, bodies: Iterable[str]) -> Mapping[str, Answer]:
         """An answer to each request, from the cache or from the judge."""
-        keys = {body: hashlib.sha256(f"{self._url}\n{body}".encode()).hexdigest() for body in bodies}
+        keys = {body: self._key_of(body) for body in bodies}
         kept = self._cache.get(keys.values())
         answers = {body: kept[key] for body, key in keys.items() if key in kept}
         missing = [body for body in keys if body not in answers]

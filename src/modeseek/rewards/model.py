@@ -35,13 +35,19 @@ class RewardModel(nn.Module):
         self.model = model
 
     @staticmethod
-    def load(path: str, *, precision: Precision = "float32", trust_remote_code: bool = False) -> RewardModel:
-        """From a causal language model, or from a reward model with one output: a directory or hub name."""
-        model, new = classifier(path, labels=1, precision=precision, trust_remote_code=trust_remote_code)
+    def load(
+        path: str, *, precision: Precision = "float32", trust_remote_code: bool = False, device: str = "cpu"
+    ) -> RewardModel:
+        """From a causal language model, or from a reward model with one output: a directory or hub name.
+
+        On the device `meta` it has all but its weights, which are not read.
+        """
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "device": device}
+        model, new = classifier(path, labels=1, precision=precision, **options)
         made = RewardModel(model)
         if new:
             nn.init.zeros_(model.get_submodule("score").weight)
-        return made
+        return made.to(device)
 
     def score(self, batch: Batch) -> PK:
         """What each response is worth; NaN where a group has none."""
@@ -105,7 +111,9 @@ def rows(batch: Batch) -> tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]]:
     return tokens.gather(1, order)[:, :width], mask.gather(1, order)[:, :width]
 
 
-def classifier(path: str, *, labels: int | None, precision: Precision, trust_remote_code: bool) -> tuple[Any, bool]:
+def classifier(
+    path: str, *, labels: int | None, precision: Precision, trust_remote_code: bool, device: str = "cpu"
+) -> tuple[Any, bool]:
     """A sequence-classification model, and whether its head is new.
 
     With `labels` set the body of a language model is taken as well, and gets a new head of that many outputs.
@@ -127,6 +135,7 @@ def classifier(path: str, *, labels: int | None, precision: Precision, trust_rem
         dtype="auto" if precision == "auto" else getattr(torch, precision),
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        **({"device_map": device} if device == "meta" else {}),
         **wanted,
     )
     missing = set(info["missing_keys"])

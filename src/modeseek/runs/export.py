@@ -58,7 +58,7 @@ def model_card(parts: Parts, final: Mapping[str, float]) -> str:
         "Objective": ", ".join(f"{k} {v}" for k, v in card["objective"].items() if k != "name") or "no options",
         "Initial model and reference": run.model,
         "Data": f"{card['data']} ({card['rows']['train']['kept']} of {card['rows']['train']['rows']} rows kept)",
-        "Source of responses": ", ".join(f"{k} {v}" for k, v in card["source"].items()),
+        "Source of responses": ", ".join(v if k == "name" else f"{k} {v}" for k, v in card["source"].items()),
         "Dials": ", ".join(f"{k} {v}" for k, v in card["dials"].items()),
         "Learning rate": f"{run.learning_rate}, {run.schedule}, {parts.loop.step} steps",
         "Seed": run.seed,

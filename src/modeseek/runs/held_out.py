@@ -9,6 +9,7 @@ from modeseek.batch import Batch
 from modeseek.build import Parts
 from modeseek.data.tokenise import Groups
 from modeseek.distributed import shared
+from modeseek.distributed.team import home
 from modeseek.estimate import Estimate, mean
 from modeseek.evaluate import answer
 from modeseek.objectives import BradleyTerry, pair_metrics
@@ -113,4 +114,4 @@ def asked(parts: Parts, model: Any) -> Any:
 
 
 def device_in(parts: Parts) -> torch.device:
-    return next(iter(parts.loop.trainable.values())).device
+    return home(next(iter(parts.loop.trainable.values())))

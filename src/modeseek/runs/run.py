@@ -42,18 +42,18 @@ def train(config: Run, *, resume: bool = False, console: Console | None = None) 
 def _train(config: Run, team: Team, resume: bool, console: Console) -> Path:
     folder = Path(config.output_dir)
     displacement.refuse_unknown(config.stop_on)
-    parts = build(config)
+    parts = build(config, empty=team.sharded and not config.load_in_4bit)
     _refuse_blind(parts)
     found = team.first(lambda: checkpoint.latest(folder / "checkpoints")) if resume else None
     if resume and found is None and (folder / "rows.jsonl").exists() is False:
         raise ValueError(f"resume: {folder} holds no run; leave --resume out to start one")
-    for line in parts.card["warnings"]:
-        console.print(f"[yellow]note[/] {line}", highlight=False)
     if found is not None:
         _same_run(found, parts.run)
-    elif config.self_test:
-        parts.card["self_test"] = _prove(parts)
     parts = spread(parts, team)
+    for line in parts.card["warnings"]:
+        console.print(f"[yellow]note[/] {line}", highlight=False)
+    if found is None and config.self_test:
+        parts.card["self_test"] = _prove(parts)
     run, loop = parts.run, parts.loop
     if found is not None:
         checkpoint.restore(found, loop)
@@ -110,6 +110,7 @@ def _refuse_blind(parts: Parts) -> None:
         pairs=parts.train.prompts(slice(0, 1)).response.shape[1] > 1,
         samples=bool(measured and run.eval_prompts and parts.reference is not None),
         score=run.gold_reward is not None,
+        rewarded=samples(run) and any(stage.name == "score" for stage in run.stages),
     )
 
 

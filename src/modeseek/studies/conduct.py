@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from modeseek.record import write_json
+from modeseek.disk import write_json
 from modeseek.report.study_data import CURVES, STUDY, VERDICTS
 from modeseek.studies import SETS, grid, lm, load, store, study_of, summary, tune
 from modeseek.studies.base import Study

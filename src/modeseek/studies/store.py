@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeseek.record import write_bytes
+from modeseek.disk import write_bytes
 from modeseek.studies.base import Cell, Dial, Row
 
 ROWS, OPENINGS = "rows", "openings.log"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from modeseek.record import write_json
+from modeseek.disk import write_json
 from modeseek.studies import grid, store
 from modeseek.studies.base import Cell, Dial, World
 from modeseek.studies.load import Loaded

@@ -5,6 +5,7 @@ const token = document.querySelector('meta[name="modeseek-token"]').content;
 const PENDING = "modeseek-pending-";
 let annotator = localStorage.getItem("modeseek-annotator") || "";
 let pair = null;
+let last = null; // the number of the label that undo takes back
 let busy = false;
 let looked = 0; // milliseconds that the pair was on a visible page
 let since = 0;
@@ -31,6 +32,7 @@ const seconds = () => (looked + (document.hidden || !pair ? 0 : performance.now(
 
 const show = (state) => {
   pair = state.pair;
+  last = state.last;
   looked = 0;
   since = performance.now();
   const { done, skipped, got, wanted } = state.progress;
@@ -108,8 +110,8 @@ const choose = (choice) =>
 
 const undo = () =>
   guarded(async () => {
-    // never sent twice by itself: a second one would take back another label
-    const state = await ask("undo", {});
+    // it names the label: sent again after an answer was lost, it takes back no other one
+    const state = await ask("undo", { label: last });
     const said = state.undone === null ? "There is nothing to take back." : "Taken back: this is the pair again.";
     show(state);
     say(said);

@@ -198,8 +198,7 @@ def _ends(eos: tuple[int, ...], vocab: int, device: torch.device) -> Bool[Tensor
     if any(not 0 <= e < vocab for e in eos):
         raise ValueError(f"eos: {list(eos)} are not all tokens of the model, which has 0 to {vocab - 1}")
     ends = torch.zeros(vocab, dtype=torch.bool, device=device)
-    ends[list(eos)] = True
-    return ends
+    return ends.index_fill_(0, torch.tensor(eos, dtype=torch.long, device=device), True)
 
 
 def _wide(model: nn.Module) -> torch.dtype:

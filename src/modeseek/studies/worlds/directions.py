@@ -18,7 +18,7 @@ from typing import Any
 from rich.progress import track
 
 from modeseek import estimate
-from modeseek.record import write_bytes
+from modeseek.disk import write_bytes
 from modeseek.studies.worlds.divergence import EXACT, Divergence
 
 SEEDS = tuple(range(20_000, 20_008))

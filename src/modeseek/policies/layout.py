@@ -1,0 +1,55 @@
+"""Which token of a packed row may see which: the rule, and the forms in which attention kernels want to be told it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modeseek.policies.pack import Row, Segment
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A response sees its prompt and itself, a prompt itself. It travels to the attention layers as a keyword."""
+
+    segments: tuple[Segment, ...]
+    positions: Tensor  # [L]
+    windows: list[int | None] = field(default_factory=list)  # the sliding window that each layer asked for
+    _kept: dict[Any, Any] = field(default_factory=dict)  # masks, made once and used by every layer
+
+    @staticmethod
+    def of(row: Row) -> "Layout":
+        return Layout(row.segments, row.positions)
+
+    @property
+    def longest(self) -> int:
+        """Positions that the longest response with its prompt takes."""
+        return max((s.prompt + max(s.responses, default=0) for s in self.segments), default=0)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` makes, made at the first asking."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def bias(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
+        """Zero where the last `queries` of `keys` positions in a line may look, minus infinity elsewhere."""
+
+        def made() -> Tensor:
+            q = torch.arange(keys - queries, keys, device=like.device)[:, None]
+            back = q - torch.arange(keys, device=like.device)  # how far back each key lies
+            hidden = (back < 0) if window is None else (back < 0) | (back >= window)
+            return like.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
+
+        return self.once(("bias", queries, keys, window, like.dtype), made)
+
+    def stretches(self) -> Iterator[tuple[int, int, int, int]]:
+        """Every prompt and response in the row's order: segment, response counted from 1 (0: the prompt), where it
+        begins and its tokens."""
+        for number, s in enumerate(self.segments):
+            start = s.start
+            for branch, n in enumerate((s.prompt, *s.responses)):
+                yield number, branch, start, n
+                start += n
