@@ -5,7 +5,8 @@
 Behind it may stand
 - `:save:NAME`: a checkpoint is written into `ROOT/NAME` after two steps; `:resume:NAME`: two steps from there;
 - `:load:MODEL`: what the ranks hold after loading `ROOT/MODEL`; `:peak:MODEL`: what that cost each in memory;
-- `:cache:NAME`: the reference's answers are kept in `ROOT/NAME`.
+- `:cache:NAME`: the reference's answers are kept in `ROOT/NAME`;
+- `:serve:PORT`: samples are drawn by the server there, which is given the weights.
 The cases `hang` and `freeze` are a rank that never comes.
 """
 
@@ -149,6 +150,24 @@ def cached(root: Path, case: str, team: Any) -> dict[str, Any]:
     return {"ref": ref, "rows": sum(x["computed"] for x in counts), "asked": sum(x["found"] for x in counts)}
 
 
+def served(root: Path, case: str, team: Any) -> dict[str, Any]:
+    """Two steps on a server's samples: what each rank learnt from, and what the server was found to differ by."""
+    from modeseek.build import build, sampled_by
+    from modeseek.runs import spread
+
+    case, _, port = case.split(":")
+    method, _, kind = case.split("-")
+    run = config(root, method, "auto", kind, "--sampler", f"vllm:http://127.0.0.1:{port}")
+    parts = spread(build(dataclasses.replace(run, output_dir=str(root / case)), empty=team.sharded), team)
+    drawn, found = sampled_by(parts.loop), []
+    for _ in range(STEPS):
+        parts.loop.advance()
+        batch = parts.loop.round.batch
+        gap = (parts.policy.logp(batch) - batch["old_logp"])[batch.mask].abs().max()
+        found.append({"response": batch.response, "old_logp": batch["old_logp"], "moved": float(gap)})
+    return {"heard": team.hear(found), "gap": drawn.asked.gap, "syncs": drawn.asked.syncs}
+
+
 def hang(root: Path, team: Any, how: str) -> dict[str, Any]:
     """The last rank answers no more; unless it is frozen, its threads are alive."""
     if how == "backward":
@@ -197,7 +216,7 @@ def main() -> None:
 
 
 VERBS: dict[str, Any] = {"steps": steps, "save": rows, "resume": rows}
-VERBS |= {"load": loaded, "peak": peak, "cache": cached}
+VERBS |= {"load": loaded, "peak": peak, "cache": cached, "serve": served}
 
 if __name__ == "__main__":
     main()

@@ -123,6 +123,16 @@ def full_state(model: nn.Module, team: Team, *, trained_only: bool) -> dict[str,
     return found
 
 
+def lying_here(model: nn.Module) -> dict[str, Tensor]:
+    """All weights and buffers that a checkpoint holds, by name, as this rank has them: whole where they are gathered.
+    (A sharded model's own `state_dict` would give the gathered ones back.)"""
+    kept = dict(model.named_parameters(remove_duplicate=False))
+    for path, module in model.named_modules():
+        names = module._buffers.keys() - module._non_persistent_buffers_set
+        kept |= {f"{path}.{name}" if path else name: module._buffers[name] for name in sorted(names)}
+    return {name: x.detach() for name, x in kept.items() if x is not None}
+
+
 @contextlib.contextmanager
 def saved_as(model: Any, state: dict[str, Tensor]) -> Iterator[None]:
     """Within, the model's `save_pretrained` writes these weights instead of its pieces."""

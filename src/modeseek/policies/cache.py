@@ -168,5 +168,6 @@ def tensors_hash(named: Iterable[tuple[str, Tensor]]) -> str:
     found = hashlib.blake2b(digest_size=16)
     for name, x in sorted(named, key=lambda pair: pair[0]):
         found.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-        found.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        here = x.detach().to("cpu", copy=True)  # what numpy has seen can no longer be freed, as FSDP2 does
+        found.update(here.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

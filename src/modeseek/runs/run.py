@@ -15,7 +15,7 @@ from modeseek import checkpoint
 from modeseek.build import Parts, build, device_of, sampled_by, samples
 from modeseek.config import Run, to_dict
 from modeseek.diagnostics import displacement
-from modeseek.distributed import Team
+from modeseek.distributed import Served, Team
 from modeseek.policies.sync import InStep
 from modeseek.record import Record, read
 from modeseek.rewards.model import RewardModel
@@ -127,7 +127,7 @@ def _prove(parts: Parts) -> dict[str, float]:
         samples=samples(parts.run) or bool(parts.run.eval_prompts),
     )
     drawn = sampled_by(parts.loop)
-    return found | (drawn.prove(told.prompt, told.prompt_mask) if isinstance(drawn, InStep) else {})
+    return found | (drawn.prove(told.prompt, told.prompt_mask) if isinstance(drawn, InStep | Served) else {})
 
 
 def _same_run(path: Path, run: Run) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from modeseek.build import Parts, corrected, device_of, optimiser_of, source_of, stage_of, trained
+from modeseek.build import Parts, corrected, device_of, optimiser_of, sampled_by, source_of, stage_of, trained
 from modeseek.config import Run
-from modeseek.distributed import Team, shared
+from modeseek.distributed import Served, Team, shared
 from modeseek.distributed.deal import tensors
 from modeseek.distributed.shard import shard
 from modeseek.objectives import may_read, reads
@@ -22,17 +22,16 @@ def spread(parts: Parts, team: Team) -> Parts:
     if team.size == 1 and not team.sharded:
         return parts
     run, policy, reference, device = parts.run, parts.policy, parts.reference, device_of(parts.run.device)
-    if run.sampler:
-        raise ValueError("sampler: a server is given weights by one process only; leave it out, or start one")
     refuse_sharded(run, policy, device) if team.sharded else team.agree(parts.loop.trainable.values())
     if team.sharded:
         reference = _cut(parts, team, device)
     asked = {"policy": policy, "reference": reference, "reward": parts.reward}
     given = {name: x if x is None else shared(x, team, run.microbatch) for name, x in asked.items()}
+    draws = Served(sampled_by(parts.loop), team) if run.sampler else given["policy"]
     loop = Loop(
         policy,
         run.objective,
-        source_of(run, given["policy"], parts.train),
+        source_of(replace(run, sampler=""), draws, parts.train),
         [stage_of(spec, given) for spec in run.stages],
         run,
         [stage_of(spec, given) for spec in corrected(run)],
