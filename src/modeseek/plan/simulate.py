@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from modeseek.policies.adapter import Lora
+from modeseek.policies.adapter import Lora, adapted
 from modeseek.policies.hf import without_dropout
 from modeseek.policies.pack import Row, Segment
 from modeseek.policies.packed import Packed
@@ -276,12 +276,8 @@ def _causal(learner: Learner) -> Any:
         _checkpoint(model)
     if learner.lora is None:
         return model
-    from peft import LoraConfig, get_peft_model
-
-    lora = learner.lora
-    made = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM")
     with torch.device("meta"):
-        return get_peft_model(model, made).eval()  # type: ignore[arg-type]
+        return adapted(model, learner.lora).eval()
 
 
 def _scorer(learner: Learner) -> Any:

@@ -1,6 +1,8 @@
-"""Low-rank adapters, as a config names them. Imports no transformers."""
+"""Low-rank adapters, as a config names them. Imports no transformers before they are made."""
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,3 +12,13 @@ class Lora:
     r: int = 16  # rank
     alpha: int = 32  # scale: the update counts alpha / r
     target_modules: str = "all-linear"  # which layers, as peft names them
+
+
+def adapted(model: Any, lora: Lora) -> Any:
+    """The model with adapters of random numbers, which change nothing yet."""
+    from peft import LoraConfig, get_peft_model
+
+    told = {"r": lora.r, "lora_alpha": lora.alpha, "target_modules": lora.target_modules, "lora_dropout": 0.0}
+    with warnings.catch_warnings():  # peft asks transformers under a name that is going out of use
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, LoraConfig(**told, task_type="CAUSAL_LM"))

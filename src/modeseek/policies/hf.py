@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from modeseek.batch import Batch
 from modeseek.policies import decode, packed
-from modeseek.policies.adapter import Lora
+from modeseek.policies.adapter import Lora, adapted
 from modeseek.policies.base import Sampling
 from modeseek.policies.causal import plain_logp, plain_sample
 from modeseek.policies.mixture import mixed
@@ -322,18 +322,7 @@ def load_model(
     if gradient_checkpointing:
         enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    if lora is None:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
+    return model if lora is None else adapted(model, lora)
 
 
 def small_llama(
