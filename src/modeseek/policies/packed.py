@@ -145,8 +145,9 @@ class Packed:
 
     def _states(self, row: Row, layout: Layout | None = None) -> Float[Tensor, "N D"]:
         """The body's last hidden states, where a response token is predicted from."""
-        with packed_attention(self._base, row.read):
-            said = _body(self._base)(
+        body = _body(self._base)
+        with packed_attention(self._base, None if body._forward_hooks else row.read):  # whoever watches it reads all
+            said = body(
                 input_ids=row.tokens[None],
                 position_ids=row.positions[None],
                 attention_mask=None,
