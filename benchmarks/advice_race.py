@@ -23,7 +23,9 @@ from modeseek.advise.methods import ARMS, Arm
 from modeseek.build import load_policy
 from modeseek.commands.advise import main as advise
 from modeseek.data import fables
-from modeseek.data.tokenise import Groups, Template
+from modeseek.data.groups import Groups
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise_prompts
 from modeseek.evaluate import answer
 from modeseek.quickstart.arms import WORTH
 from modeseek.quickstart.world import CONTEXT, Recipe, pretrained, prompts, reward, tokenizer, write_jsonl
@@ -68,7 +70,7 @@ def told(folder: Path, seed: int) -> World:
         taught.save(folder / "model", template.tokenizer)
     asked = prompts(Recipe().prompts)
     limits = {"max_length": CONTEXT, "max_completion_length": fables.MAX_NEW_TOKENS}
-    return World(folder=folder, template=template, prompts=Groups.from_prompts(asked, template, **limits))
+    return World(folder=folder, template=template, prompts=tokenise_prompts(asked, template, **limits))
 
 
 def raced(world: World, folder: Path, found: argparse.Namespace) -> dict[str, Any]:

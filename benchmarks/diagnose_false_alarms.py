@@ -16,7 +16,8 @@ from rich.progress import track
 
 from modeseek.build import load_policy
 from modeseek.data.records import parse
-from modeseek.data.tokenise import Groups, Template, tokenise
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise, tokenise_prompts
 from modeseek.diagnostics.look import look
 from modeseek.diagnostics.on_policyness import p_value
 from modeseek.diagnostics.verdicts import ALARM
@@ -51,7 +52,7 @@ def main() -> None:
 
 def one(policy: HFPolicy, template: Template, tokens: int, samples: int, seed: int) -> float:
     """The p-value of one draw."""
-    asked = Groups.from_prompts(PROMPTS, template, max_length=CONTEXT, max_completion_length=tokens)
+    asked = tokenise_prompts(PROMPTS, template, max_length=CONTEXT, max_completion_length=tokens)
     batch = asked.prompts(slice(0, len(asked)))
     drawn = policy.sample(batch.prompt, batch.prompt_mask, 2, torch.Generator().manual_seed(10_000 + seed))
     rows = []

@@ -21,7 +21,8 @@ from rich.table import Table
 from modeseek import config
 from modeseek.build import load_policy
 from modeseek.data import fables
-from modeseek.data.tokenise import Groups, Template
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise_prompts
 from modeseek.diagnostics.displacement import name_state
 from modeseek.evaluate import answer
 from modeseek.quickstart.arms import WORTH
@@ -120,7 +121,7 @@ def ends(rows: Sequence[Mapping[str, Any]], folder: Path, template: Template) ->
     the start's, and how far the true reward is below its best."""
     policy = load_policy(str(folder / "model"), template, max_new=fables.MAX_NEW_TOKENS)
     limits = {"max_length": CONTEXT, "max_completion_length": fables.MAX_NEW_TOKENS}
-    asked = Groups.from_prompts(prompts(48), template, **limits)
+    asked = tokenise_prompts(prompts(48), template, **limits)
     batches = answer(policy, asked, lambda b: torch.zeros(b.fresh.shape), samples_per_prompt=2, batch_size=48, seed=1)
     judged = [one.degenerate for b in batches for group in verdicts(b, template) for one in group if one is not None]
     held = lambda name: [float(row[name]) for row in rows if name in row]

@@ -23,7 +23,7 @@ import torch
 from modeseek.batch import Batch
 from modeseek.build import load_policy
 from modeseek.config import Run, StageSpec
-from modeseek.data.tokenise import Template
+from modeseek.data.template import Template
 from modeseek.objectives import DPO
 from modeseek.plan.devices import device
 from modeseek.plan.lengths import Length, Lengths

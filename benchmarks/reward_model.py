@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from modeseek import config
 from modeseek.data.files import load, split_holdout
-from modeseek.data.tokenise import Template, tokenise
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise
 from modeseek.estimate import share
 from modeseek.policies.hf import as_pretrained, small_llama
 from modeseek.rewards.assess import Assessment, assess

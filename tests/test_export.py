@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from modeseek.cli import main as modeseek
 from modeseek.commands.export import main
-from modeseek.data.tokenise import Template
+from modeseek.data.template import Template
 from modeseek.policies import gguf
 from modeseek.policies.adapter import Lora
 from modeseek.policies.hf import HFPolicy, load_model

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from modeseek import config, record
 from modeseek.data import fables
-from modeseek.data.tokenise import Template
+from modeseek.data.template import Template
 from modeseek.quickstart import SHORT, Quickstart, _folder, _in_processes, main, quickstart, story, world
 from modeseek.quickstart.arms import FULL, Arm, learns_from, looks
 from modeseek.quickstart.world import Recipe

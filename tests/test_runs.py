@@ -136,7 +136,7 @@ def test_rows_and_samples_past_the_checkpoint_are_cut_away(tiny, fable_pairs, tm
 
 def test_a_saved_model_says_what_the_trained_one_said(tiny, fable_pairs, tmp_path):
     from modeseek.build import build, load_policy
-    from modeseek.data.tokenise import Template
+    from modeseek.data.template import Template
 
     run = run_of("dpo", tiny, fable_pairs, tmp_path / "run")
     folder = train(run)

@@ -124,7 +124,7 @@ def test_the_store_says_where_a_response_comes_from(plan, prompts, tiny):
     run(with_(plan, temperature=1.0), prompts, names=["mine"])
     from modeseek.batch import Batch
     from modeseek.build import load_policy
-    from modeseek.data.tokenise import Template
+    from modeseek.data.template import Template
 
     template = Template.load(str(tiny))
     policy = load_policy(str(tiny), template, max_new=12)
@@ -175,7 +175,7 @@ def test_chunks_of_the_same_prompts_have_a_chance_of_their_own(plan, prompts, sc
 
 
 def test_two_policies_answer_side_by_side(plan, prompts, tmp_path):
-    from modeseek.data.tokenise import Template
+    from modeseek.data.template import Template
     from modeseek.policies.hf import load_model
 
     torch.manual_seed(5)

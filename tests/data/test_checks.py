@@ -10,7 +10,8 @@ from conftest import shared
 from modeseek.data import files
 from modeseek.data.checks import check, render
 from modeseek.data.records import Record
-from modeseek.data.tokenise import Template, tokenise
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise
 from small_tokenizers import CHATML, byte_level
 
 

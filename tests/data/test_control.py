@@ -10,7 +10,7 @@ from modeseek.config import load
 from modeseek.data.control import by_label, put_before
 from modeseek.data.fables import ANIMALS
 from modeseek.data.records import DataError, Message, Record
-from modeseek.data.tokenise import Template
+from modeseek.data.template import Template
 from modeseek.runs import train
 from small_tokenizers import CHATML, byte_level
 

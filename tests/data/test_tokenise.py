@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from conftest import shared
 from modeseek.batch import Batch
 from modeseek.data import files
+from modeseek.data.groups import Groups
 from modeseek.data.records import DataError, Message, Record
-from modeseek.data.tokenise import Groups, Template, tokenise
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise, tokenise_prompts
 from small_tokenizers import (
     ALTERNATING,
     CHATML,
@@ -363,7 +365,7 @@ def test_a_row_of_a_batch_leads_to_its_record():
 
 
 def test_prompts_alone_have_room_for_an_answer():
-    groups = Groups.from_prompts([said(10), QUESTION], WORDS, max_length=12, max_completion_length=5)
+    groups = tokenise_prompts([said(10), QUESTION], WORDS, max_length=12, max_completion_length=5)
     batch = groups.prompts(slice(None))
     assert batch.response.shape == (2, 0, 0)
     assert groups.prompt.lengths[0] == 7  # 12 - 5

@@ -109,7 +109,8 @@ def test_a_story_tellers_own_stories_are_called_its_own(tmp_path):
     import torch
 
     from modeseek.build import load_policy
-    from modeseek.data.tokenise import Groups, Template
+    from modeseek.data.template import Template
+    from modeseek.data.tokenise import tokenise_prompts
 
     model = str(shared("models/stories260k"))
     template = Template.load(model)
@@ -117,7 +118,7 @@ def test_a_story_tellers_own_stories_are_called_its_own(tmp_path):
     openings = ["Once upon a time", "One day, a girl", "Tom and his dog", "The big red ball", "There was a little"]
     names = ["Lily", "Tim", "Sue", "Ben", "Mia", "Max", "Amy", "Sam", "Anna", "Jack"]
     texts = [f"{opening} named {name}" for opening in openings for name in names]
-    asked = Groups.from_prompts(texts, template, max_length=256, max_completion_length=64)
+    asked = tokenise_prompts(texts, template, max_length=256, max_completion_length=64)
     drawn = policy.sample(*_prompts(asked), 2, torch.Generator().manual_seed(7))
     pairs = tmp_path / "own.jsonl"
     with pairs.open("w") as file:

@@ -13,7 +13,7 @@ from modeseek.collect.plan import Plan, identity
 from modeseek.collect.writers import open_writer
 from modeseek.commands.evaluate import Evaluate, _trial
 from modeseek.config import load
-from modeseek.data.tokenise import Template
+from modeseek.data.template import Template
 from modeseek.policies.causal import plain_sample
 from modeseek.policies.decode import sample
 from modeseek.policies.hf import HFPolicy, load_model

@@ -32,7 +32,8 @@ def assessed(folder, pairs):
     import torch
 
     from modeseek.data.files import load as records
-    from modeseek.data.tokenise import Template, tokenise
+    from modeseek.data.template import Template
+    from modeseek.data.tokenise import tokenise
 
     model, template = RewardModel.load(str(folder / "model")), Template.load(str(folder / "model"))
     batch = tokenise(records(str(pairs)), template, max_length=120, responses="best_worst").prompts(slice(None))

@@ -13,8 +13,10 @@ from modeseek.advise.lm import twin_of
 from modeseek.advise.worlds import Worlds
 from modeseek.build import context_of, load_policy, raw_prompts
 from modeseek.data.files import load
+from modeseek.data.groups import Groups
 from modeseek.data.records import Record
-from modeseek.data.tokenise import Groups, Template, tokenise
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise
 from modeseek.diagnostics.look import Look, look
 from modeseek.policies.hf import HFPolicy
 from modeseek.rewards import AnyReward, Reward, build_reward

@@ -31,7 +31,9 @@ from modeseek.advise.race import contested
 from modeseek.batch import Batch
 from modeseek.build import load_policy
 from modeseek.data.files import split_holdout
-from modeseek.data.tokenise import Groups, Template
+from modeseek.data.groups import Groups
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise_prompts
 from modeseek.evaluate import answer
 from modeseek.ops import seq
 from modeseek.policies.base import Policy
@@ -153,7 +155,7 @@ def run_race(
 def held_out(problem: Problem, setup: Setup, prompts: int) -> Groups:
     """Prompts that no candidate trains on: the split that the runs make."""
     _, held = split_holdout(problem.records, setup.held_out, setup.seed)
-    return Groups.from_prompts(
+    return tokenise_prompts(
         held[:prompts],
         problem.template,
         max_length=setup.max_length,

@@ -9,8 +9,8 @@ from typing import Any
 from modeseek.config import Hybrid, Offline, OnPolicy, Run
 from modeseek.data.control import by_label
 from modeseek.data.files import read, split_holdout
-from modeseek.data.records import DataError, Record
 from modeseek.data.groups import Groups
+from modeseek.data.records import DataError, Record
 from modeseek.data.template import Template
 from modeseek.data.tokenise import Responses, tokenise
 from modeseek.objectives import SFT

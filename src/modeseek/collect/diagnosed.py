@@ -11,7 +11,8 @@ import torch
 from modeseek.collect.judging import Judging
 from modeseek.collect.rounds import Rounds, policy_of, seed_of
 from modeseek.data.files import load
-from modeseek.data.tokenise import Template, tokenise
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise
 
 SECTIONS = ("on_policyness", "coverage", "risk")
 KEYS = ("name", "value", "low", "high", "n", "reason")

@@ -21,7 +21,9 @@ from modeseek.collect.rounds import Rounds, policy_of, seed_of
 from modeseek.collect.store import Store
 from modeseek.config import Run, parse_reward
 from modeseek.data.files import load
-from modeseek.data.tokenise import Groups, Template
+from modeseek.data.groups import Groups
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise_prompts
 from modeseek.estimate import Estimate, share
 from modeseek.evaluate import answer, compare, judged
 from modeseek.evaluate.judged import Judged, measure, with_wins
@@ -122,7 +124,7 @@ class Judging:
             first = self.policy(model, template)
             records = load(told.prompts)[: told.limit or None]
             limit = min(plan.max_length, context_of(first) or plan.max_length)
-            prompts = Groups.from_prompts(
+            prompts = tokenise_prompts(
                 records, template, max_length=limit, max_completion_length=plan.max_completion_length
             )
             config = reward_of(self.rounds)

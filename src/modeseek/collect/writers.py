@@ -22,7 +22,8 @@ from modeseek.collect.rows import Response
 from modeseek.collect.served import Served
 from modeseek.config import Run
 from modeseek.data.records import Record, Text, text
-from modeseek.data.tokenise import Groups, Template
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise_prompts
 from modeseek.ops import seq
 from modeseek.policies.base import Policy
 from modeseek.policies.cache import tensors_hash
@@ -64,7 +65,7 @@ class Own:
         limit = min(self.plan.max_length, self.context or self.plan.max_length)
         records = [Record(prompt=prompt, row=i) for i, prompt in enumerate(prompts)]
         longest = self.plan.max_completion_length
-        groups = Groups.from_prompts(records, self.template, max_length=limit, max_completion_length=longest)
+        groups = tokenise_prompts(records, self.template, max_length=limit, max_completion_length=longest)
         parameter = next(iter(self.policy.parameters()), None)
         device = torch.device("cpu") if parameter is None else parameter.device
         told = groups.prompts(slice(None)).to(device)

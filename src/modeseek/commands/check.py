@@ -49,7 +49,8 @@ def main(words: list[str]) -> int:
     held = files.load(asked.eval_data, split=asked.split, columns=columns) if asked.eval_data else None
     groups = None
     if asked.model:
-        from modeseek.data.tokenise import Template, tokenise
+        from modeseek.data.template import Template
+        from modeseek.data.tokenise import tokenise
 
         template = Template.load(asked.model)
         limit = asked.max_length or context(asked.model)

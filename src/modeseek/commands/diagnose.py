@@ -81,7 +81,7 @@ def _look(asked: Diagnose, console: Console) -> tuple[Any, dict[str, Any]]:
     from modeseek.commands.data_file import data_file
     from modeseek.config import parse_reward
     from modeseek.data.files import load
-    from modeseek.data.tokenise import Template
+    from modeseek.data.template import Template
     from modeseek.diagnostics.look import look
     from modeseek.rewards import build_reward
 
@@ -160,7 +160,7 @@ def _groups(asked: Diagnose, records: Sequence[Any], template: Any, limit: int) 
 def _reference(asked: Diagnose, policy: Any) -> Any:
     """What the model is measured against; a run's folder knows what it began from."""
     from modeseek.build import load_policy
-    from modeseek.data.tokenise import Template
+    from modeseek.data.template import Template
     from modeseek.policies.hf import Reference
 
     name = asked.reference or _began_from(asked.model)

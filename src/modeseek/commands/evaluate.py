@@ -99,7 +99,8 @@ def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
     from modeseek.build import context_of, raw_prompts
     from modeseek.config import Run, parse_reward
     from modeseek.data.files import load
-    from modeseek.data.tokenise import Groups, Template
+    from modeseek.data.template import Template
+    from modeseek.data.tokenise import tokenise_prompts
     from modeseek.evaluate.checkpoints import open_policy, shape_of
     from modeseek.evaluate.sides import Side
     from modeseek.evaluate.trial import Trial
@@ -111,7 +112,7 @@ def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
     reward, gold = parse_reward(asked.reward), parse_reward(asked.gold, "gold") if asked.gold else None
     reference = opened(asked.against[0])
     records = load(asked.prompts, split=asked.split)
-    prompts = Groups.from_prompts(
+    prompts = tokenise_prompts(
         records[: asked.limit or len(records)],
         template,
         max_length=min(asked.max_length, context_of(reference) or asked.max_length),
@@ -121,7 +122,7 @@ def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
     for name in [name for name in templates if name != asked.against[0]]:
         templates[name] = own = _own(name, template, prompts.records)
         if own is not template:
-            asked_in = Groups.from_prompts(
+            asked_in = tokenise_prompts(
                 prompts.records,
                 own,
                 max_length=min(asked.max_length, context(shape_of(name)) or asked.max_length),
@@ -152,7 +153,7 @@ def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
 
 def _own(name: str, template: Any, records: Sequence[Any]) -> Any:
     """A policy's own template, where it writes these prompts otherwise than the first baseline's."""
-    from modeseek.data.tokenise import Template
+    from modeseek.data.template import Template
     from modeseek.evaluate.checkpoints import shape_of
 
     word = shape_of(name)
@@ -179,7 +180,7 @@ def _outputs(asked: Evaluate, form: str, file: str) -> Path:
         )
     from modeseek.build import load_policy
     from modeseek.config import Run
-    from modeseek.data.tokenise import Template
+    from modeseek.data.template import Template
     from modeseek.evaluate import outputs
 
     (name,) = asked.policies

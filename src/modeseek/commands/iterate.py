@@ -55,7 +55,7 @@ def make_start(folder: Path, seed: int, steps: int) -> None:
     """Train the model that every round goes back to, whole or not at all."""
     import shutil
 
-    from modeseek.data.tokenise import Template
+    from modeseek.data.template import Template
     from modeseek.quickstart import world
 
     if folder.is_dir():

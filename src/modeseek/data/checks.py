@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text as Words
 from scipy.stats import norm, rankdata
 
+from modeseek.data.groups import Groups
 from modeseek.data.records import Record, normalise, text
-from modeseek.data.tokenise import Groups
 
 EXAMPLES = 5  # rows named for each finding
 BOUNDARIES = 200  # rows whose joined tokens are compared

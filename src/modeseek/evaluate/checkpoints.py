@@ -10,7 +10,7 @@ import yaml
 from modeseek import checkpoint
 from modeseek.build import load_policy
 from modeseek.config import Run, from_dict
-from modeseek.data.tokenise import Template
+from modeseek.data.template import Template
 from modeseek.policies.hf import HFPolicy
 from modeseek.record import RUN
 

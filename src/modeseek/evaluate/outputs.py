@@ -19,7 +19,8 @@ import torch
 from rich.progress import track
 
 from modeseek.data.records import Message, Text
-from modeseek.data.tokenise import Groups, Template
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise_prompts
 from modeseek.policies.base import Policy
 from modeseek.sources import Sampler
 
@@ -60,7 +61,7 @@ class Answerer:
 
     def __call__(self, conversations: Sequence[Text], temperature: float) -> list[str]:
         """One answer to each, in order. A conversation that is too long loses its left side."""
-        prompts = Groups.from_prompts(conversations, self.template, **self.room)
+        prompts = tokenise_prompts(conversations, self.template, **self.room)
         if len(prompts) < len(conversations):
             raise ValueError(
                 f"prompts: {prompts.counts['dropped']} cannot be rendered, and every question needs an answer"

@@ -70,7 +70,7 @@ def _with_parts(run: Run, paths: list[str]) -> list[tuple[str, Any]]:
 
 def _measured(run: Run, fill: float) -> Lengths:
     from modeseek.build import load_data
-    from modeseek.data.tokenise import Template
+    from modeseek.data.template import Template
 
     train, _, _ = load_data(run, Template.load(run.model, trust_remote_code=run.trust_remote_code), None)
     prompt, told = train.prompt.lengths, train.response.lengths

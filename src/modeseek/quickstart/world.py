@@ -14,8 +14,10 @@ from modeseek.batch import PK, Batch
 from modeseek.data import fables
 from modeseek.data.fables import ANIMALS, MAX_NEW_TOKENS, PLACES, PROMPT, Verdict
 from modeseek.data.files import load
+from modeseek.data.groups import Groups
 from modeseek.data.records import Text, parse
-from modeseek.data.tokenise import Groups, Template, tokenise
+from modeseek.data.template import Template
+from modeseek.data.tokenise import tokenise, tokenise_prompts
 from modeseek.evaluate import answer
 from modeseek.objectives import SFT
 from modeseek.policies.hf import HFPolicy, Reference, as_pretrained, small_llama
@@ -73,7 +75,7 @@ def prepare(seed: int, recipe: Recipe, folder: Path, tell: Callable[[int], None]
     write_jsonl(folder / "pairs.jsonl", fables.pairs(recipe.pairs, seed))
     write_jsonl(folder / "held_out.jsonl", fables.pairs(recipe.held_out, seed + HELD_OUT))
     reference = start.reference()
-    asked = Groups.from_prompts(
+    asked = tokenise_prompts(
         prompts(recipe.prompts), template, max_length=CONTEXT, max_completion_length=MAX_NEW_TOKENS
     )
     held_out = pairs(folder / "held_out.jsonl", template)

@@ -7,7 +7,7 @@ import torch
 
 from modeseek.batch import Batch
 from modeseek.build import Parts
-from modeseek.data.tokenise import Groups
+from modeseek.data.groups import Groups
 from modeseek.distributed import shared
 from modeseek.distributed.team import home
 from modeseek.estimate import Estimate, mean
