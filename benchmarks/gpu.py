@@ -37,6 +37,7 @@ from trl_step import Rebuilt
 from modeseek.batch import Batch
 from modeseek.objectives import DPO, HyPO, Objective
 from modeseek.plan.devices import GIB, device
+from modeseek.policies.adapter import Lora, adapted
 from modeseek.policies.decode import sample
 from modeseek.policies.head import Head
 from modeseek.policies.hf import HFPolicy
@@ -242,10 +243,7 @@ def runs(bench: Bench, name: str, expected: dict[str, float]) -> None:
 def _trained(bench: Bench, name: str, method: str, way: str) -> None:
     scale, model = bench.scale, bench.model(name)
     if way == "LoRA":
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, lora)
+        model = adapted(model, Lora())
     policy = HFPolicy(model, eos=(2,), max_new=scale.response, unverified=True)
     ids = lambda n: torch.randint(4, scale.models[name]["vocab_size"], (n,)).tolist()
     lengths = [scale.response, scale.response]

@@ -1,9 +1,6 @@
 """A server draws the samples of several processes: it is played by a policy of ours, given weights over the disk."""
 
 import contextlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,18 +8,17 @@ import torch
 from transformers import AutoTokenizer
 
 from collect.stub import running
+from distributed.launch import torchrun
 from vllm_server.stub import FakeVLLM
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 CASES = ["rloo-ddp-full", "rloo-fsdp-full", "rloo-fsdp-lora"]
 
 
-def torchrun(root: Path, out: Path, *cases: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    words = [str(Path(__file__).with_name("steps.py")), str(root), str(out), *cases]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words]
-    return subprocess.run(launch, env=env, text=True, capture_output=True, timeout=300)
+def steps(root: Path, out: Path, *cases: str) -> tuple[int, str]:
+    done = torchrun(2, str(Path(__file__).with_name("steps.py")), str(root), str(out), *cases)
+    said, _ = done.communicate(timeout=300)
+    return done.returncode, said
 
 
 @pytest.fixture
@@ -42,8 +38,8 @@ def test_one_rank_tells_a_server_the_weights_and_all_learn_from_its_samples(root
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(running(server(root))) for _ in CASES]
         cases = [f"{case}:serve:{fake.server_address[1]}" for case, fake in zip(CASES, servers, strict=True)]
-        done = torchrun(root, root / "found.pt", *cases)
-    assert done.returncode == 0, done.stdout + done.stderr
+        code, said = steps(root, root / "found.pt", *cases)
+    assert code == 0, said
     for case, found, fake in zip(CASES, torch.load(root / "found.pt").values(), servers, strict=True):
         for mine, theirs in zip(*found["heard"], strict=True):
             assert torch.equal(mine["response"], theirs["response"])
@@ -57,7 +53,7 @@ def test_one_rank_tells_a_server_the_weights_and_all_learn_from_its_samples(root
 def test_a_server_that_keeps_old_weights_ends_all_ranks(root):
     with running(server(root)) as fake:
         fake.deaf = True
-        done = torchrun(root, root / "none.pt", f"rloo-fsdp-full:serve:{fake.server_address[1]}")
-    assert done.returncode != 0
-    assert "what was loaded is not what it serves" in done.stderr
-    assert "the leading rank gave up" in done.stderr
+        code, said = steps(root, root / "none.pt", f"rloo-fsdp-full:serve:{fake.server_address[1]}")
+    assert code != 0
+    assert "what was loaded is not what it serves" in said
+    assert "the leading rank gave up" in said

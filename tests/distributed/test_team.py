@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from distributed.launch import torchrun
 from modeseek import checkpoint
 from modeseek.distributed import ALONE
 
@@ -37,12 +37,6 @@ RESUMED = {
 LOADED = {2: ["dpo-fsdp-full:load:odd", "reward_model-fsdp-full:load:odd", "ppo_critic-fsdp-lora:load:model"]}
 LOADED |= {4: ["dpo-fsdp-lora:load:odd", "dpo-fsdp-full:load:model"]}
 PEAK, CACHED = "pref_ft-fsdp-full:peak:large", ["dpo-fsdp-full:cache:rows-fsdp", "dpo-ddp-full:cache:rows-ddp"]
-
-
-def torchrun(processes: int, *words: str) -> subprocess.Popen[str]:
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *words]
-    return subprocess.Popen(launch, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="session")

@@ -148,16 +148,8 @@ def _race(
     arms = [
         arm for name, value in wanted for arm in ARMS if arm.method and (arm.method.name, arm.dial) == (name, value)
     ]
-    free = (
-        "budget",
-        "candidates",
-        "collect",
-        "steps",
-        "race",
-        "device",
-        "json",
-        "output_dir",
-    )  # may change as it goes on
+    # what may change as it goes on
+    free = ("budget", "candidates", "collect", "steps", "race", "device", "json", "output_dir")
     same_race(folder, {key: value for key, value in asdict(asked).items() if key not in free})
     asker = build_reward(judge, problem.template, raw_prompts(held_out(problem, setup, 32)))
     rungs = run_race(
