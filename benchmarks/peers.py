@@ -51,9 +51,12 @@ def alone(case: str, model: str, way: str) -> dict[str, Any]:
         return json.loads(out.read_text())
 
 
-def compare(case: str, model: str, rounds: int) -> dict[str, Any]:
-    """Every way `rounds` times, in turn. A peer that does not run is told with its error."""
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways(case, model)}
+def compare(case: str, model: str, rounds: int, peers: list[str] | None = None) -> dict[str, Any]:
+    """Ours and every peer (or those named) `rounds` times, in turn. One that does not run is told with its error."""
+    first, *others = ways(case, model)
+    if peers and not set(peers) <= {*others}:
+        raise SystemExit(f"--peer: {case} is compared with {'; '.join(others)}")
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in (first, *(peers or others))}
     failed: dict[str, str] = {}
     for _ in range(rounds):
         for way in [w for w in found if w not in failed]:
@@ -64,8 +67,7 @@ def compare(case: str, model: str, rounds: int) -> dict[str, Any]:
                 if way.startswith("modeseek"):
                     raise
                 failed[way] = str(error).strip().splitlines()[-1]
-    first = next(iter(found.values()))
-    rows = {way: _row(case, way, runs, first) for way, runs in found.items() if way not in failed}
+    rows = {way: _row(case, way, runs, found[first]) for way, runs in found.items() if way not in failed}
     return {"case": case, "model": model, "rounds": rounds, "ways": rows, "failed": failed}
 
 
@@ -75,6 +77,8 @@ def _row(case: str, way: str, runs: list[dict[str, Any]], first: list[dict[str, 
     return {
         "seconds": statistics.median(run["seconds"] for run in runs),
         "times_faster": statistics.median(faster),
+        "from": min(faster),
+        "to": max(faster),
         "peak_mib": statistics.median(run["peak_mib"] for run in runs),
         "loss_apart": max(apart, default=None),
         "goal": GOALS.get(case, {}).get(way),
@@ -89,7 +93,9 @@ def table(found: dict[str, Any]) -> str:
     for way, x in rows.items():
         goal = "" if x["goal"] is None else f"{x['goal'][0]:g} ({x['goal'][1]:g})"
         apart = "" if x["loss_apart"] is None else f"{x['loss_apart']:.1e}"
-        faster = f"{x['times_faster']:.1f}x" if x is not next(iter(rows.values())) else ""
+        faster = "" if x is next(iter(rows.values())) else f"{x['times_faster']:.1f}x"
+        if faster and found["rounds"] > 1:
+            faster += f" ({x['from']:.1f} to {x['to']:.1f})"
         lines.append(f"| {way} | {x['seconds']:.2f} | {faster} | {goal} | {x['peak_mib']:.0f} | {apart} |")
     lines += [f"\n{way} does not run here: `{why}`" for way, why in found["failed"].items()]
     both = [n for n in REBUILT if {f"TRL, {n}", f"rebuilt, {n}"} <= rows.keys()]
@@ -119,6 +125,7 @@ def main() -> None:
     ask.add_argument("--case", choices=GOALS, action="append", help="several: give it several times; unset: every one")
     ask.add_argument("--model", choices=PAIRS, default="S")
     ask.add_argument("--rounds", type=int, default=1)
+    ask.add_argument("--peer", action="append", help="beside ours only this way; several: give it several times")
     ask.add_argument("--way", help="only this one, in this process")
     ask.add_argument("--markdown", type=Path, help="add the tables to this file")
     ask.add_argument("--json", type=Path, help="write the numbers here")
@@ -129,7 +136,7 @@ def main() -> None:
     if args.way:
         args.json.write_text(json.dumps(ways(args.case[0], args.model)[args.way]()))
         return
-    found = [compare(case, args.model, args.rounds) for case in args.case or GOALS]
+    found = [compare(case, args.model, args.rounds, args.peer) for case in args.case or GOALS]
     text = f"\n{processor()}, one thread, torch {torch.__version__}.\n\n" + "\n".join(map(table, found))
     print(text)
     if args.markdown:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from modeseek.batch import Batch
+from modeseek.policies import attention
 from modeseek.policies import flex as flexible
 from modeseek.policies.attention import attend
 from modeseek.policies.flex import block_mask, blocks, flex
@@ -82,10 +83,16 @@ def drawn(where: Layout, heads: int, kv: int, seed: int = 0):
     return [make(h).transpose(1, 2).requires_grad_() for h in (heads, kv, kv)]
 
 
-@example(shape=[(5, [3])], window=7, softcap=None)  # one position less than the row
-@settings(max_examples=40, deadline=None)
-@given(shape=groups, window=st.one_of(st.none(), st.integers(1, 12)), softcap=st.sampled_from([None, 1.5]))
-def test_attention_is_that_of_a_dense_mask(shape, window, softcap):
+@example(shape=[(5, [3])], window=7, softcap=None, spared=0)  # one position less than the row
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=groups,
+    window=st.one_of(st.none(), st.integers(1, 12)),
+    softcap=st.sampled_from([None, 1.5]),
+    spared=st.sampled_from([0, 12, 10**6]),  # each response a call, some share one, all but the first share one
+)
+def test_attention_is_that_of_a_dense_mask(shape, window, softcap, spared, monkeypatch):
+    monkeypatch.setattr(attention, "SPARED", spared)
     where = layout(shape)
     q, k, v = drawn(where, heads=4, kv=2)
     ours, _ = attend(nn.Identity(), q, k, v, None, 0.3, sliding_window=window, softcap=softcap, packed=where)

@@ -1,9 +1,9 @@
 """Attention over a packed row: each response sees its prompt and itself, and nothing else is computed.
 
 On a CPU every segment is a few calls of torch's flash kernel within one autograd function, so that no gradient of a
-slice is padded with zeros to the length of the row. A soft-cap or attention sinks, which that kernel does not know,
-are computed by hand, a segment at a time. On CUDA FlexAttention skips the blocks that the mask leaves empty.
-Transformers reaches all of them through its attention interface.
+slice is padded with zeros to the length of the row; short responses to one prompt share a call. A soft-cap or
+attention sinks, which that kernel does not know, are computed by hand, a call at a time. On CUDA FlexAttention skips
+the blocks that the mask leaves empty. Transformers reaches all of them through its attention interface.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from modeseek.policies.layout import Layout
 from modeseek.policies.pack import Segment
 
 NAME = "modeseek_packed"
+SPARED = 8192  # scores between tokens that do not see each other, computed all the same, which another call would cost
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -29,20 +30,40 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True)
 class _Call:
-    """One stretch of queries: positions `queries` of the row look at `prompt` and at themselves."""
+    """Some responses side by side: positions `queries` of the row look at `prompt` and each response at itself."""
 
     queries: slice
-    prompt: slice | None  # None: the queries begin with their prompt
+    prompt: slice | None  # None: one row, which begins with its prompt
+    responses: tuple[int, ...]  # tokens of each
+
+    def bias(self, layout: Layout, window: int | None, like: Tensor) -> Tensor:
+        return layout.bias(0 if self.prompt is None else _length(self.prompt), self.responses, window, like)
 
 
 def _calls(segments: tuple[Segment, ...]) -> Iterator[_Call]:
     # The first response is a plain causal row with its prompt in front; the others look back at a copy of it.
     for s in segments:
         first = s.start + s.prompt + (s.responses[0] if s.responses else 0)
-        yield _Call(slice(s.start, first), None)
-        for n in s.responses[1:]:
-            yield _Call(slice(first, first + n), slice(s.start, s.start + s.prompt))
-            first += n
+        yield _Call(slice(s.start, first), None, (first - s.start,))
+        for some in _stacked(s.responses[1:]):
+            yield _Call(slice(first, first + sum(some)), slice(s.start, s.start + s.prompt), some)
+            first += sum(some)
+
+
+def _stacked(responses: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Neighbours while what they do not see of each other costs less than another call."""
+    some: tuple[int, ...] = ()
+    for n in responses:
+        if some and 2 * sum(some) * n > SPARED:
+            yield some
+            some = ()
+        some = (*some, n)
+    if some:
+        yield some
+
+
+def _length(at: slice) -> int:
+    return at.stop - at.start
 
 
 def _seen(x: Tensor, call: _Call) -> Tensor:
@@ -53,11 +74,9 @@ def _seen(x: Tensor, call: _Call) -> Tensor:
 
 def _rule(layout: Layout, call: _Call, window: int | None, like: Tensor) -> tuple[bool, Tensor | None]:
     """How the flash kernel is told what a call's queries may see: by being causal, or by a bias."""
-    queries = call.queries.stop - call.queries.start
-    prompt = 0 if call.prompt is None else call.prompt.stop - call.prompt.start
-    if prompt == 0 and (window is None or window >= queries):
+    if call.prompt is None and (window is None or window >= _length(call.queries)):
         return True, None
-    return False, layout.bias(queries, prompt + queries, window, like)
+    return False, call.bias(layout, window, like)
 
 
 class _Flash(torch.autograd.Function):
@@ -100,7 +119,7 @@ class _Flash(torch.autograd.Function):
                 if call.prompt is None:
                     whole[:, :, own] = part
                 else:  # the prompt's gradient is a sum over its responses
-                    ahead = call.prompt.stop - call.prompt.start
+                    ahead = _length(call.prompt)
                     whole[:, :, call.prompt] += part[:, :, :ahead]
                     whole[:, :, own] = part[:, :, ahead:]
         return gq, gk, gv, None, None, None
@@ -129,7 +148,7 @@ def _by_hand(
         scores = q[:, :, call.queries] @ keys.mT * scale  # [1, H, queries, keys]
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        scores = scores + layout.bias(scores.shape[2], scores.shape[3], window, scores)
+        scores = scores + call.bias(layout, window, scores)
         scores = scores if scores.dtype == torch.float64 else scores.float()
         if sinks is not None:  # one more logit a head, which takes weight and gives nothing
             sink = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)

@@ -34,16 +34,21 @@ class Layout:
             self._kept[key] = make()
         return self._kept[key]
 
-    def bias(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-        """Zero where the last `queries` of `keys` positions in a line may look, minus infinity elsewhere."""
+    def bias(self, prompt: int, responses: tuple[int, ...], window: int | None, like: Tensor) -> Tensor:
+        """Where the tokens of `responses`, side by side, may look among those of `prompt` and themselves: zero there,
+        minus infinity elsewhere. `[sum of responses, prompt + sum of responses]`."""
 
         def made() -> Tensor:
-            q = torch.arange(keys - queries, keys, device=like.device)[:, None]
-            back = q - torch.arange(keys, device=like.device)  # how far back each key lies
-            hidden = (back < 0) if window is None else (back < 0) | (back >= window)
-            return like.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
+            own = torch.cat([torch.arange(n) for n in responses]) + prompt  # positions
+            branch = torch.arange(len(responses)).repeat_interleave(torch.tensor(responses))
+            back = own[:, None] - torch.cat([torch.arange(prompt), own])  # how far back each key lies
+            hidden = back < 0
+            if window is not None:
+                hidden |= back >= window
+            hidden[:, prompt:] |= branch[:, None] != branch
+            return like.new_zeros(hidden.shape).masked_fill_(hidden.to(like.device), float("-inf"))
 
-        return self.once(("bias", queries, keys, window, like.dtype), made)
+        return self.once(("bias", prompt, responses, window, like.dtype), made)
 
     def stretches(self) -> Iterator[tuple[int, int, int, int]]:
         """Every prompt and response in the row's order: segment, response counted from 1 (0: the prompt), where it
