@@ -34,7 +34,8 @@ bench: $(READY)
 # Against TRL, in an environment of its own.
 bench-peers: .venv-peers/ready
 	.venv-peers/bin/python benchmarks/peers.py --markdown peers.md --json peers.json
-	.venv-peers/bin/python benchmarks/peers.py --case dpo --model M --markdown peers.md --json peers-M.json
+	.venv-peers/bin/python benchmarks/peers.py --case dpo --model M --markdown peers.md --json peers-M.json \
+		--peer "TRL, fp32, precomputed" --peer "TRL, fp32, precomputed, compacted"
 
 # On a GPU, with that machine's own Python; `make gpu-plan` first, where modeseek is installed.
 bench-gpu:

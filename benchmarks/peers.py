@@ -1,7 +1,7 @@
 """Against TRL 1.16 and plain transformers: the same models, the same batches, and where it is told the same losses.
 
-    make bench-peers                      # an environment of its own, then every case at size S and the DPO step at M
-    python benchmarks/peers.py --case dpo --model M --markdown peers.md --json peers.json
+    make bench-peers                # an environment of its own, then every case at S and the DPO step in fp32 at M
+    python benchmarks/peers.py --case dpo --model M --rounds 3 --peer "TRL, fp32, precomputed"
 
 Each way runs alone in a process of one thread and says its CPU seconds (of the process: a busy machine disturbs them
 little), its losses, and its peak memory above the level before training. A round runs every way once; a ratio is the
