@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check fast lint docs bench bench-peers bench-gpu gpu-plan study study-quick study-tune advice-regret test-browser test-vllm clean
+.PHONY: demo test check fast lint docs bench bench-peers peer-losses bench-gpu gpu-plan study study-quick study-tune advice-regret test-browser test-vllm clean
 
 demo: $(READY)
 	$(BIN)/modeseek quickstart
@@ -36,6 +36,11 @@ bench-peers: .venv-peers/ready
 	.venv-peers/bin/python benchmarks/peers.py --markdown peers.md --json peers.json
 	.venv-peers/bin/python benchmarks/peers.py --case dpo --model M --markdown peers.md --json peers-M.json \
 		--peer "TRL, fp32, precomputed" --peer "TRL, fp32, precomputed, compacted"
+
+# Losses and gradients against TRL's own trainers, through import-config.
+peer-losses: .venv-peers/ready
+	.venv-peers/bin/python benchmarks/peer_known.py
+	.venv-peers/bin/python benchmarks/peer_losses.py --markdown peer_losses.md
 
 # On a GPU, with that machine's own Python; `make gpu-plan` first, where modeseek is installed.
 bench-gpu:

@@ -19,7 +19,8 @@ from torch import Generator, Tensor
 
 from modeseek import estimate
 from modeseek.advise.acquire import STRATEGIES, Shop, buy, drawn
-from modeseek.advise.worlds import FIRST, generate
+from modeseek.advise.generate import generate
+from modeseek.advise.ranges import FIRST
 from modeseek.collect import choose
 from modeseek.collect.rows import Response
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from modeseek.advise import regret
 from modeseek.advise.measure import stacks
 from modeseek.advise.prior import Prior
-from modeseek.advise.worlds import FIRST, FOURTH, SECOND, Ranges
+from modeseek.advise.ranges import FIRST, FOURTH, SECOND, Ranges
 
 GENERATORS = {
     "a fifth of the fit's ranges": (FIRST, 1_710_000),

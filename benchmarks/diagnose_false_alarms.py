@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from modeseek.build import load_policy
-from modeseek.data.records import parse
+from modeseek.data.shapes import parse
 from modeseek.data.template import Template
 from modeseek.data.tokenise import tokenise, tokenise_prompts
 from modeseek.diagnostics.look import look

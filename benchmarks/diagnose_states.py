@@ -23,7 +23,7 @@ from modeseek.build import load_policy
 from modeseek.data import fables
 from modeseek.data.template import Template
 from modeseek.data.tokenise import tokenise_prompts
-from modeseek.diagnostics.displacement import name_state
+from modeseek.diagnostics.detector import name_state
 from modeseek.evaluate import answer
 from modeseek.quickstart.arms import WORTH
 from modeseek.quickstart.world import CONTEXT, Recipe, pretrained, prompts, tokenizer, verdicts, write_jsonl

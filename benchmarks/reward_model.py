@@ -18,7 +18,7 @@ from modeseek.data.files import load, split_holdout
 from modeseek.data.template import Template
 from modeseek.data.tokenise import tokenise
 from modeseek.estimate import share
-from modeseek.policies.hf import as_pretrained, small_llama
+from modeseek.policies.scratch import as_pretrained, small_llama
 from modeseek.rewards.assess import Assessment, assess
 from modeseek.rewards.model import RewardModel
 from modeseek.runs import train

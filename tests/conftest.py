@@ -109,7 +109,7 @@ def every(vocab: int, length: int, prompt: list[int], pad: int = 0) -> Batch:
 def tiny(tmp_path_factory) -> Path:
     """A folder with a small random Llama and the fables tokenizer, as save_pretrained writes it."""
     from modeseek.data import fables
-    from modeseek.policies.hf import as_pretrained, small_llama
+    from modeseek.policies.scratch import as_pretrained, small_llama
 
     torch.manual_seed(0)
     words = fables.tokenizer()

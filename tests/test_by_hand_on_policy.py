@@ -24,6 +24,40 @@ def test_the_four_ways_to_average_tokens():
         PPO(logp_reduction="minibatch_mean")(LOGP, OLD, ADVANTAGE, MASK, BOTH)
 
 
+def test_fine_tuning_on_all_tokens_of_the_minibatch_alike():
+    """Log-probabilities -1, -2 and -3 of three tokens, of which the first two are one response's."""
+    logp = t([[-1, -2], [-3, 0]])
+    is_(SFT("minibatch_mean")(logp, MASK, BOTH, token_share=t(1 / 3)), 2.0)
+    is_(SFT("group_mean")(logp, MASK, BOTH), 2.0)
+    is_(SFT("mean")(logp, MASK, BOTH), (1.5 + 3) / 2)
+    with pytest.raises(ValueError, match="share_tokens"):
+        SFT("minibatch_mean")(logp, MASK, BOTH)
+
+
+def test_the_kl_times_the_ratio_is_by_hand():
+    """One token: ratio e^(1/5), pi_ref / pi e^(1/2)."""
+    one, ratio, k3 = t([[-1]]), math.exp(0.2), math.exp(0.5) - 1.5
+    given = (one, one - 0.2, t([[0]]), torch.tensor([[[True]]]), torch.tensor([[True]]))
+    is_(PPO(kl=0.1, kl_by_ratio=True)(*given, ref_logp=one + 0.5), 0.1 * ratio * k3)
+    is_(PPO(kl=0.1)(*given, ref_logp=one + 0.5), 0.1 * k3)
+    with pytest.raises(ValueError, match="kl_by_ratio: true with kl: 0"):
+        PPO(kl_by_ratio=True)
+
+
+@pytest.mark.parametrize("by_ratio", [False, True])
+def test_the_kl_times_the_ratio_has_the_reverse_gradient(by_ratio):
+    """All three actions, each as often as the older policy took it: DeepSeek-V3.2's claim, and not k3's alone."""
+    logits, old, ref = t(0.3, -0.2, 0.5).requires_grad_(), t(0.5, 0.3, 0.2), t(0.2, 0.2, 0.6)
+    logp = logits.log_softmax(0)
+    flat = lambda x: x[:, None, None]
+    whole = torch.ones(3, 1, 1, dtype=torch.bool)
+    given = (flat(logp), flat(old.log()), torch.zeros(3, 1, 1, dtype=torch.float64), whole, whole[..., 0])
+    loss = PPO(kl=1.0, kl_by_ratio=by_ratio)(*given, ref_logp=flat(ref.log())).per_prompt
+    (found,) = torch.autograd.grad((old * loss).sum(), logits, retain_graph=True)
+    (reverse,) = torch.autograd.grad((logp.exp() * (logp - ref.log())).sum(), logits)
+    assert torch.allclose(found, reverse, rtol=1e-12, atol=1e-14) == by_ratio
+
+
 def test_a_group_mean_leaves_out_absent_responses():
     one = torch.tensor([[True, False]])
     is_(PPO(0.2, logp_reduction="group_mean")(LOGP, OLD, ADVANTAGE, MASK, one), -(UP + 1) / 2)

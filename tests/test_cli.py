@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,23 +15,29 @@ import pytest
 from conftest import shared
 from modeseek import catalogue
 from modeseek.cli import COMMANDS, main
-from modeseek.commands import objectives
+from modeseek.commands import objectives, train
+from modeseek.config import Run
 from modeseek.train import NothingToLearn
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_help_imports_no_torch():
-    code = "import sys; from modeseek.cli import main; main(['--help']); assert 'torch' not in sys.modules"
-    assert (
-        "quickstart" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    )
+@pytest.mark.parametrize("words, says", [(["--help"], "quickstart"), (["train", "--help"], "train dpo --help")])
+def test_help_imports_no_torch(words, says):
+    code = f"import sys; from modeseek.cli import main; main({words}); assert 'torch' not in sys.modules"
+    assert says in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_flags_that_the_help_of_train_names_are_flags():
+    known = {field.name for field in fields(Run)} | {"resume", "dry_run", "help", "flags"}
+    named = {flag.split(".")[0].replace("-", "_") for flag in re.findall(r"--([\w.-]+)", train.HELP)}
+    assert named <= known and len(named) > 15
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
-    if command == "objectives":
-        assert main([command]) == 0
+    if command in ("objectives", "train"):
+        assert main([command, "--help"]) == 0
     else:
         with pytest.raises(SystemExit) as ended:
             main([command, "--help"])
@@ -43,6 +51,11 @@ def test_a_misspelt_command_is_answered_with_the_nearest(capsys):
     assert main([]) == 2
 
 
+def test_a_plan_without_a_model_asks_for_one(capsys):
+    assert main(["plan", "dpo"]) == 2
+    assert "model: none given" in capsys.readouterr().err
+
+
 def test_a_run_without_anything_to_learn_from_ends_with_one_line(monkeypatch, capsys):
     def nothing(words):
         raise NothingToLearn("do all rewards tie?")
@@ -50,6 +63,16 @@ def test_a_run_without_anything_to_learn_from_ends_with_one_line(monkeypatch, ca
     monkeypatch.setattr(objectives, "main", nothing)
     assert main(["objectives"]) == 1
     assert capsys.readouterr().err == "modeseek objectives: do all rewards tie?\n"
+
+
+def test_a_disk_that_refuses_is_named_in_one_line_and_a_fault_of_ours_is_not_hidden(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(objectives, "main", lambda words: (tmp_path / "file" / "inside").write_text("x"))
+    (tmp_path / "file").write_text("a file, no folder")
+    assert main(["objectives"]) == 1
+    assert capsys.readouterr().err == f"modeseek objectives: {tmp_path}/file/inside: Not a directory\n"
+    monkeypatch.setattr(objectives, "main", lambda words: (tmp_path / "nothing").read_text())
+    with pytest.raises(FileNotFoundError):
+        main(["objectives"])
 
 
 def broken(kind, folder):

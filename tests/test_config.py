@@ -4,7 +4,7 @@ import typing
 import pytest
 import yaml
 
-from modeseek.config import OTHERS, OnPolicy, Run, from_dict, load, names, over, read_tree, snake, to_dict
+from modeseek.config import OTHERS, OnPolicy, Run, from_dict, load, names, over, read_tree, reward_tree, snake, to_dict
 from modeseek.objectives import DPO, AnyObjective
 from modeseek.rewards import Length
 
@@ -110,3 +110,44 @@ def test_another_type_is_put_in_whole():
     before = {"objective": {"type": "dpo", "beta": 0.1}, "x": 1}
     assert over(before, {"objective": {"type": "sft"}}) == {"objective": {"type": "sft"}, "x": 1}
     assert over(before, {"objective": {"beta": 2}}) == {"objective": {"type": "dpo", "beta": 2}, "x": 1}
+
+
+@pytest.mark.parametrize(
+    "spec, tree",
+    [
+        ("length:prefer=shorter,scale=-2", {"type": "length", "prefer": "shorter", "scale": -2}),
+        ("regex:pattern=[Yy]es|*", {"type": "regex", "pattern": "[Yy]es|*"}),
+        ("keyword:words=[please]", {"type": "keyword", "words": ["please"]}),
+        ("{type: keyword, words: [please, thanks]}", {"type": "keyword", "words": ["please", "thanks"]}),
+        ("judge:endpoint=http://a:1/v1,model=7,cache=", {"endpoint": "http://a:1/v1", "model": "7", "cache": ""}),
+    ],
+)
+def test_a_reward_in_one_word_says_what_a_file_would(spec, tree):
+    """The pattern of a regular expression is no YAML: [Yy] would be a list and * an alias."""
+    assert reward_tree(spec) == {"type": spec.partition(":")[0]} | tree
+
+
+@pytest.mark.parametrize(
+    "spec, says",
+    [
+        ("keyword:words=[please,thanks]", r"thanks\]' in .*expected key=value .*words: \[please, thanks\]"),
+        ("length:target=[3", "reward.target: not YAML"),
+        ("{type: keyword", "reward: not YAML"),
+    ],
+)
+def test_a_reward_that_is_not_one_is_named(spec, says):
+    with pytest.raises(ValueError, match=says):
+        reward_tree(spec)
+
+
+@pytest.mark.parametrize(
+    "lora, says",
+    [
+        ({"rank": 8}, "run.lora.rank: no such key; write r$"),
+        ({"lora_dropout": 0.1}, "dropout is off"),
+        ({"bias": 1}, "no such key; there are r, alpha, target_modules$"),
+    ],
+)
+def test_an_adapters_key_of_another_tool_is_answered_with_ours(lora, says):
+    with pytest.raises(ValueError, match=says):
+        from_dict({"lora": lora})

@@ -9,7 +9,8 @@ import torch
 from away import DEVICE, Away, move, pretended
 from modeseek.batch import Batch
 from modeseek.build import corrected, needs_reference, scores, stage_of
-from modeseek.policies.hf import HFPolicy, small_llama
+from modeseek.policies.hf import HFPolicy
+from modeseek.policies.scratch import small_llama
 from modeseek.rewards import Length
 from modeseek.sources import Offline
 from modeseek.train import Loop

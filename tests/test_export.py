@@ -16,7 +16,8 @@ from modeseek.commands.export import main
 from modeseek.data.template import Template
 from modeseek.policies import gguf
 from modeseek.policies.adapter import Lora
-from modeseek.policies.hf import HFPolicy, load_model
+from modeseek.policies.hf import HFPolicy
+from modeseek.policies.load import load_model
 from modeseek.policies.merge import export
 
 
@@ -107,7 +108,7 @@ print(peak() - before)
 @pytest.mark.slow
 def test_the_model_is_held_once(tiny, tmp_path):
     """200 MB of weights are merged and written with less than 1.6 times as much memory."""
-    from modeseek.policies.hf import small_llama
+    from modeseek.policies.scratch import small_llama
 
     shape = {"width": 512, "layers": 12, "heads": 4, "inner": 2048, "context": 64}
     model = small_llama(1000, **shape, pad=0, bos=1, eos=2)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from modeseek.disk import write_json
 from modeseek.record import Record, read, truncate
 
 
@@ -121,6 +122,11 @@ def test_a_failed_replacement_leaves_the_old_file_and_no_litter(tmp_path, monkey
         with pytest.raises(OSError, match="no space left"):
             attempt()
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_file_may_go_into_a_folder_that_is_not_there_yet(tmp_path):
+    write_json(tmp_path / "new" / "deep" / "numbers.json", {"a": 1})
+    assert json.loads((tmp_path / "new" / "deep" / "numbers.json").read_text()) == {"a": 1}
 
 
 def test_a_directory_with_rows_is_not_started_again(tmp_path):

@@ -213,10 +213,12 @@ def test_a_run_does_not_overwrite_another(tiny, fable_pairs, tmp_path):
     train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "run"))
     with pytest.raises(ValueError, match="already holds a run.*--resume"):
         train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "run"))
+    with pytest.raises(ValueError, match="already holds a run"):  # said before a model is looked for
+        train(run_of("pref_ft", "nowhere", fable_pairs, tmp_path / "run"))
     with pytest.raises(ValueError, match="resume: learning_rate was 0.001 and is now 0.01"):
         train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "run", learning_rate=0.01), resume=True)
     with pytest.raises(ValueError, match="holds no run"):
-        train(run_of("pref_ft", tiny, fable_pairs, tmp_path / "nothing"), resume=True)
+        train(run_of("pref_ft", "nowhere", fable_pairs, tmp_path / "nothing"), resume=True)
 
 
 def test_a_number_that_is_not_finite_stops_the_run_and_leaves_a_batch(tiny, fable_pairs, tmp_path, monkeypatch, capsys):
@@ -243,6 +245,7 @@ def test_a_number_that_is_not_finite_stops_the_run_and_leaves_a_batch(tiny, fabl
 REFUSED = [
     ("offset_dpo", {}, "reads margin"),
     ("online_dpo", {}, "--reward"),
+    ("online_dpo", {"reward": "model:path=/nowhere"}, "reward model: /nowhere is no folder with a model"),
     ("rloo", {"reward": "length", "source.temperature": 0.7}, "whole distribution"),
     ("rloo", {"reward": "length", "source.top_p": 0.9}, "whole distribution"),
     ("online_dpo", {"reward": "length", "source.num_generations": 1}, "at least 2"),

@@ -14,6 +14,7 @@ from modeseek.policies.gpt import gpt_policy
 from modeseek.sources import hybrid, offline, on_policy
 from modeseek.stages import best_worst, chosen, group_mean, recall, refer, score
 from modeseek.train import Loop, NotFinite, Steps, evaluate, fit, run
+from modeseek.train.finite import in_forward
 from wide import DAPO, KTO, ActorCriticPPO, WithValue, kl_of_mismatched, share_tokens
 
 VOCAB = 11
@@ -369,3 +370,10 @@ def test_a_critic_learns_in_the_same_step():
     )
     asked = told().prompt[:, -1].unique()
     assert (model.table.detach()[asked] - 1).abs().mean() < (before[asked] - 1).abs().mean()
+
+
+def test_a_column_is_blamed_where_the_loss_is_finite_and_a_gradient_is_not():
+    pair = Batch.of([[1], [1]], [[[2], [3]], [[2], [3]]]).fill(row=torch.tensor([7, 9]))
+    ref_logp = torch.tensor([[[0.0], [0.0]], [[0.0], [float("nan")]]])
+    found = in_forward(nn.Linear(1, 1), DPO(), [pair.fill(ref_logp=ref_logp)], None, step=4)
+    assert found is not None and (found.tensor, found.step, found.rows) == ("ref_logp", 4, [9])

@@ -43,6 +43,7 @@ kl_of_mismatched = mismatched_kl
 
 VARIANTS = [
     SFT(logp_reduction="mean"),
+    SFT(logp_reduction="minibatch_mean"),
     RWR(logp_reduction="mean"),
     *(NegativeBoN(losers=which) for which in ("worst", "sum", "complement")),
     DPO(label_smoothing=0.1),
@@ -68,6 +69,7 @@ VARIANTS = [
     PPO(clip_high=0.28, logp_reduction="group_mean"),
     PPO(logp_reduction="minibatch_mean"),
     PPO(entropy=0.1),
+    PPO(kl=0.1, kl_by_ratio=True),
     ActorCriticPPO(value_clip=0.2),
     CISPO(clip=0.1, logp_reduction="minibatch_mean"),
 ]

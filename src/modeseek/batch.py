@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 P_ = Float[Tensor, " P"]
+PS = Int[Tensor, "P S"]  # prompts, S tokens wide
+MaskPS = Bool[Tensor, "P S"]
 PK = Float[Tensor, "P K"]
 PKT = Float[Tensor, "P K T"]
 MaskPK = Bool[Tensor, "P K"]
@@ -46,6 +48,20 @@ COLUMNS = {
     "partner": "[P, K] unpaired AOT's log-ratio of the same rank on the other side, in nats",
     "token_share": "[P] prompts per response token of the minibatch: makes a token sum a token mean",
 }
+
+
+class NotFilled(KeyError, ValueError):
+    """A column is read that no stage has filled: a ValueError too, since mostly a config's list of stages lacks one."""
+
+    def __init__(self, column: str, reader: str = ""):
+        super().__init__(column, reader)
+        self.column, self.reader = column, reader
+
+    def __str__(self) -> str:
+        what = f"{self.column}, {COLUMNS.get(self.column, 'not a column')}"
+        if not self.reader:
+            return f"no stage has filled {what}"
+        return f"{self.reader} reads {what}, which no stage has filled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +146,7 @@ class Batch:
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.columns:
-            raise KeyError(f"no stage has filled {name!r}: {COLUMNS.get(name, 'not a column')}")
+            raise NotFilled(name)
         return self.columns[name]
 
     def fill(self, **columns: Tensor) -> Batch:

@@ -7,8 +7,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
+from modeseek.batch import COLUMNS
 from modeseek.config import from_dict, names, read_tree, snake
 from modeseek.objectives import AnyObjective, may_read, reads
+
+# What an objective reads beside the columns: what the model says, and parts of the batch.
+GIVEN = {
+    "logp": "[P, K, T] log pi(y_t) of the policy, in nats, with a gradient",
+    "value": "[P, K, T] what the critic expects before each token, with a gradient",
+    "score": "[P, K] what the reward model that is trained says of the response, with a gradient",
+    "entropy": "[P, K, T] of the policy at each token, in nats, with a gradient",
+    "kl": "[P, K, T] exact KL(pi, pi_ref) at each token, in nats, with a gradient",
+    "mask": "[P, K, T] True where a response token counts",
+    "present": "[P, K] True where the group has a response: `torch.ones(P, K, dtype=torch.bool)` where all are there",
+    "fresh": "[P, K] True where the policy being trained wrote the response",
+}
 
 
 def rows() -> list[dict[str, Any]]:
@@ -64,6 +77,14 @@ def objectives() -> list[dict[str, Any]]:
         }
         for cls in get_args(AnyObjective)
     ]
+
+
+def read() -> dict[str, str]:
+    """What the objectives read, by name."""
+    every = {name for row in objectives() for name in row["reads"]}
+    known = GIVEN | COLUMNS
+    assert every <= known.keys()
+    return {name: what for name, what in known.items() if name in every}
 
 
 def text() -> str:
@@ -133,6 +154,16 @@ def page() -> str:
             "is what 2404.14367 claims of the objective.",
             "",
             *facts,
+            "",
+            "## What they read",
+            "",
+            "P prompts, K responses to each, T tokens in each. In a run the loop gives all of it; a call of one's own",
+            "names it, as in `DPO(beta=0.1)(logp=logp, ref_logp=ref_logp, mask=mask)`. Objectives that average over a",
+            "group's responses ask for `present` as well.",
+            "",
+            "| name | what it is |",
+            "|---|---|",
+            *[f"| `{name}` | {what} |" for name, what in read().items()],
             "",
             "## Left out",
             "",

@@ -1,5 +1,6 @@
 """The command line: a thin door over public functions. A command is a file of `commands`, imported when it runs."""
 
+import errno
 import importlib
 import sys
 from collections.abc import Callable
@@ -70,6 +71,11 @@ def _run(name: str, rest: list[str]) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EROFS):
+            raise
+        print(f"modeseek {name}: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"modeseek {name}: stopped", file=sys.stderr)
         return 130

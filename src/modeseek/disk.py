@@ -17,7 +17,8 @@ import yaml
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file whole: at every moment it is the old one or the new one."""
+    """Replace a file whole: at every moment it is the old one or the new one. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:

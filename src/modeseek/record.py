@@ -36,15 +36,9 @@ class Record:
         card: Mapping[str, Any],
         report_to: Sequence[str] = (),
     ) -> Record:
-        """A new run. A directory that already has rows is refused: no earlier run is overwritten."""
+        """A new run, in a directory that `vacant` does not refuse."""
         path = Path(path)
-        if (path / ROWS).exists() and (path / ROWS).stat().st_size:
-            raise ValueError(
-                f"output_dir: {path} already holds a run ({len(read_lines(path / ROWS)[0])} rows); "
-                "write --resume to continue it, or choose another output_dir"
-            )
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output_dir: {path} is a file; choose a directory")
+        vacant(path)
         check_loggers(report_to)
         path.mkdir(parents=True, exist_ok=True)
         write_yaml(path / RUN, config)
@@ -124,6 +118,17 @@ def read(path: str | Path) -> RunData:
         results=read_json(path / RESULTS, []),
         torn=tuple(name for name, torn in ((ROWS, rows_torn), (SAMPLES, samples_torn)) if torn),
     )
+
+
+def vacant(path: Path) -> None:
+    """Refuse a directory that already has rows: no earlier run is overwritten."""
+    if (path / ROWS).exists() and (path / ROWS).stat().st_size:
+        raise ValueError(
+            f"output_dir: {path} already holds a run ({len(read_lines(path / ROWS)[0])} rows); "
+            "write --resume to continue it, or choose another output_dir"
+        )
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"output_dir: {path} is a file; choose a directory")
 
 
 def is_run(path: Path) -> bool:

@@ -9,8 +9,10 @@ from modeseek.advise.acquire import STRATEGIES, buy, informative, labelled, tilt
 from modeseek.advise.advice import advise
 from modeseek.advise.cost import NOTHING
 from modeseek.advise.gather import ignorance, plan_for
+from modeseek.advise.generate import generate
 from modeseek.advise.prior import Prior
-from modeseek.advise.worlds import FIRST, Worlds, generate
+from modeseek.advise.ranges import FIRST
+from modeseek.advise.worlds import Worlds
 
 
 def worlds(n: int, contexts: int = 1) -> Worlds:

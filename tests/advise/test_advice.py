@@ -14,10 +14,11 @@ from modeseek.advise.advice import advise, best_chance
 from modeseek.advise.candidates import Setup, tree_of
 from modeseek.advise.cost import Speed, cost
 from modeseek.advise.diagnose import NAMES, _best_of, _rank, diagnoses
+from modeseek.advise.generate import generate
 from modeseek.advise.measure import stacks
 from modeseek.advise.methods import ARMS, METHODS
 from modeseek.advise.prior import FURTHEST, Prior, safe, standardised
-from modeseek.advise.worlds import FIRST, generate
+from modeseek.advise.ranges import FIRST
 from modeseek.commands.advise import main, parse_budget
 from modeseek.report.advice import headline, render
 

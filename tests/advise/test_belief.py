@@ -7,7 +7,8 @@ import torch
 
 from modeseek.advise import belief
 from modeseek.advise.belief import Belief, Setting, fit, linear_kernel, tangents
-from modeseek.advise.worlds import FIRST, generate
+from modeseek.advise.generate import generate
+from modeseek.advise.ranges import FIRST
 
 PLAIN = Setting(scale=2.0, own=0.3, flips=0.1, trust=0.0)
 

@@ -5,8 +5,10 @@ import math
 
 import torch
 
+from modeseek.advise.generate import generate
 from modeseek.advise.methods import ARMS, METHODS, draw, train
-from modeseek.advise.worlds import FIRST, SECOND, Worlds, broad, fit_linear, generate
+from modeseek.advise.ranges import FIRST, SECOND, broad
+from modeseek.advise.worlds import Worlds, fit_linear
 
 SMALL = dataclasses.replace(FIRST, actions=20, width=4, pairs=(30, 60))
 

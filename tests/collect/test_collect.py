@@ -23,7 +23,7 @@ from modeseek.collect.labels import Labeller, Lexicon, name_of
 from modeseek.collect.plan import Plan, from_dict, identity, labeller
 from modeseek.collect.rows import Response, restore
 from modeseek.collect.store import Store
-from modeseek.commands.collect import plan_of
+from modeseek.commands.collect import main, plan_of
 from modeseek.config import parse_reward
 from modeseek.data import fables
 from modeseek.data.records import Message, text
@@ -89,6 +89,16 @@ def with_(plan, **changes):
 def digest(plan):
     with Store(plan.store, must_exist=True) as store:
         return store.digest()
+
+
+@pytest.mark.parametrize(
+    "label, says", [("regex:pattern=zebra", "10 of 10 prompts gave no pair"), ("length:unit=words", "")]
+)
+def test_prompts_whose_responses_all_tie_are_pointed_out(label, says, plan, prompts, scripted, capsys):
+    """No response speaks of a zebra, so that none is better than another; their lengths tell them apart."""
+    assert main([plan.policies[0], str(prompts), "--label", label, "--store", plan.store, "--prompts", "10"]) == 0
+    out, err = capsys.readouterr()
+    assert says in err and ("gave no pair" in err) is bool(says) and " 0 " not in out
 
 
 # Sampling by a policy of ours
@@ -176,7 +186,7 @@ def test_chunks_of_the_same_prompts_have_a_chance_of_their_own(plan, prompts, sc
 
 def test_two_policies_answer_side_by_side(plan, prompts, tmp_path):
     from modeseek.data.template import Template
-    from modeseek.policies.hf import load_model
+    from modeseek.policies.load import load_model
 
     torch.manual_seed(5)
     other = load_model(plan.policies[0])

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from conftest import reference_cases, shared
 from modeseek.data import files
-from modeseek.data.records import DataError, Message, extract_prompt, normalise, parse, text, unpair
+from modeseek.data.columns import unpair
+from modeseek.data.records import DataError, Message, normalise, text
+from modeseek.data.shapes import parse
+from modeseek.data.transcripts import extract_prompt
 
 USER, REPLY = Message("user", "q"), Message("assistant", "a")
 TURN, ANSWER, WORSE = (

@@ -9,6 +9,8 @@ from conftest import shared
 from modeseek.commands.data_file import data_file
 from modeseek.commands.diagnose import main
 from modeseek.diagnostics.diagnosis import SECTIONS
+from modeseek.diagnostics.words import words
+from modeseek.estimate import Estimate
 from modeseek.report.diagnosis import render
 
 SMALL = ["--samples", "3", "--prompts", "16", "--max-completion-length", "24"]
@@ -141,3 +143,17 @@ def _written(template, prompt, response):
 def _prompts(asked):
     batch = asked.prompts(slice(0, len(asked)))
     return batch.prompt, batch.prompt_mask
+
+
+@pytest.mark.parametrize(
+    "name, value, label, sentence",
+    [
+        ("longer_by_tokens", -14.0, "longer than own", "Data responses are 14 tokens shorter than own samples"),
+        ("longer_by_tokens", 3.0, "longer than own", "Data responses are 3 tokens longer than own samples"),
+        ("best_of/4", 1.5, "best of 4", "The best of 4 own samples has a mean reward of 1.5."),
+        ("support_gap/chosen", 1.0, "support gap, chosen", "Chosen responses cost the model 1 nats a token more"),
+    ],
+)
+def test_a_number_is_said_as_one_would_say_it(name, value, label, sentence):
+    said = words(Estimate(value=value, low=value, high=value, n=10, name=name, standard_error=1.0))
+    assert said.label == label and said.sentence.startswith(sentence)

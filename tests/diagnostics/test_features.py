@@ -15,7 +15,8 @@ from modeseek.policies.gpt import gpt_policy
 @pytest.fixture(scope="module")
 def models(tiny):
     """The tiny Llama on packed rows and on the plain path."""
-    from modeseek.policies.hf import HFPolicy, load_model
+    from modeseek.policies.hf import HFPolicy
+    from modeseek.policies.load import load_model
 
     make = lambda fast: HFPolicy(load_model(str(tiny), dtype="float64"), eos=[2], max_new=8, fast=fast)
     packed, plain = make(True), make(False)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from modeseek.config import load
-from modeseek.diagnostics.displacement import SICK, refuse_blind
+from modeseek.diagnostics.states import SICK, refuse_blind
 from modeseek.record import read
 from modeseek.report.page import render
 from modeseek.runs import train

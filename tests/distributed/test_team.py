@@ -43,7 +43,7 @@ PEAK, CACHED = "pref_ft-fsdp-full:peak:large", ["dpo-fsdp-full:cache:rows-fsdp",
 def world(tmp_path_factory) -> Path:
     """A small Llama of two layers, pairs, and a checkpoint of one process."""
     from modeseek.data import fables
-    from modeseek.policies.hf import as_pretrained, small_llama
+    from modeseek.policies.scratch import as_pretrained, small_llama
 
     root = tmp_path_factory.mktemp("world")
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from collect.stub import by_length, serving
 from modeseek.commands.evaluate import main
 from modeseek.config import from_dict, over, read_tree
 from modeseek.data.files import load
-from modeseek.policies.hf import small_llama
+from modeseek.policies.scratch import small_llama
 from modeseek.runs import train
 from small_tokenizers import CHATML, byte_level
 
@@ -160,3 +160,14 @@ def test_a_judge_gives_no_numbers_and_is_refused_where_one_is_needed(more, says,
     judge = ["--reward", "judge:endpoint=http://127.0.0.1:9/v1,model=m"]
     with pytest.raises(ValueError, match=says):
         main([other, "--against", str(tiny), "--prompts", str(fable_pairs), *SHORT[:4], *judge, *more])
+
+
+@pytest.mark.parametrize("limit, cut", [("2", True), ("40", False)])
+def test_responses_that_are_nearly_all_cut_off_are_pointed_out(limit, cut, tiny, other, fable_pairs, tmp_path, capsys):
+    """Two tokens end no fable; the tie that comes of it is no finding."""
+    words = [other, "--against", str(tiny), "--prompts", str(fable_pairs), "--reward", "length", "--limit", "6"]
+    page = tmp_path / "new" / "page.html"
+    assert main([*words, "--max_completion_length", limit, "--page", str(page)]) == 0
+    assert ("are cut off at the limit of tokens" in page.read_text()) is cut
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"{other}, {tiny}: nearly all responses are cut off" in said) is cut

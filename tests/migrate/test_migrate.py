@@ -65,7 +65,7 @@ LOSSES = {
     "ipo": IPO(tau=0.1, logp_reduction="mean"),
     "sigmoid": DPO(0.1),
     "[sigmoid, sft]": WithSFT(DPO(0.1), nll=1.0),
-    "sft": SFT(),
+    "sft": SFT(logp_reduction="minibatch_mean"),
 }
 
 
@@ -80,7 +80,7 @@ def test_the_batch_of_grpo_counts_completions(tmp_path):
     text += "epsilon_high: 0.28\nloss_type: dapo\nnum_iterations: 2\nreward_funcs: [some/reward]\nbeta: 0.04\n"
     run = translate("trl", write(tmp_path, text)).run()
     assert run.prompts_per_round == 8 * 2 // 4 and run.source.num_generations == 4 and run.passes == 2
-    assert run.objective == PPO(clip=0.2, clip_high=0.28, kl=0.04, logp_reduction="minibatch_mean")
+    assert run.objective == PPO(clip=0.2, clip_high=0.28, kl=0.04, logp_reduction="minibatch_mean", kl_by_ratio=True)
     assert [stage.name for stage in run.before] == ["share_tokens"] and run.reward.path == "some/reward"
 
 
@@ -164,6 +164,13 @@ lora_target_linear: true
 flash_attention: true
 bf16: auto
 """
+
+
+@pytest.mark.parametrize(("beta", "kl", "by_ratio"), [("", 0.0, False), ("rl_beta: 0.04\n", 0.04, True)])
+def test_axolotl_s_grpo_has_trl_s_kl(tmp_path, beta, kl, by_ratio):
+    """TRL's GRPO has beta 0 where nobody says one, and weighs the KL by the ratio."""
+    run = translate("axolotl", write(tmp_path, f"base_model: m\nrl: grpo\n{beta}"), devices=1).run()
+    assert (run.objective.kl, run.objective.kl_by_ratio) == (kl, by_ratio)
 
 
 def test_a_config_of_axolotl(tmp_path):

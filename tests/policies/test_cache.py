@@ -15,7 +15,8 @@ from modeseek.batch import Batch
 from modeseek.config import load, to_dict
 from modeseek.policies.adapter import Lora
 from modeseek.policies.cache import Cached, identity, weights_hash
-from modeseek.policies.hf import HFPolicy, load_model
+from modeseek.policies.hf import HFPolicy
+from modeseek.policies.load import load_model
 from modeseek.policies.packed import Packed
 from modeseek.record import read
 from modeseek.runs import train

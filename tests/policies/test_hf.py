@@ -4,7 +4,8 @@ import torch
 from modeseek.batch import Batch
 from modeseek.policies import packed
 from modeseek.policies.adapter import Lora
-from modeseek.policies.hf import HFPolicy, load_model
+from modeseek.policies.hf import HFPolicy
+from modeseek.policies.load import load_model
 from modeseek.rewards.model import RewardModel
 
 

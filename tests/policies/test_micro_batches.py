@@ -11,7 +11,8 @@ from modeseek.config import load
 from modeseek.distributed import Team
 from modeseek.distributed.team import cuts
 from modeseek.objectives import DPO, reads
-from modeseek.policies.hf import HFPolicy, load_model
+from modeseek.policies.hf import HFPolicy
+from modeseek.policies.load import load_model
 from modeseek.policies.pack import tokens
 from modeseek.sources import offline
 from modeseek.stages import refer

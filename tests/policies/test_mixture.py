@@ -11,8 +11,10 @@ from modeseek.batch import Batch
 from modeseek.policies.adapter import Lora
 from modeseek.policies.bandit import Bandit
 from modeseek.policies.gpt import gpt_policy
-from modeseek.policies.hf import HFPolicy, load_model, small_llama
+from modeseek.policies.hf import HFPolicy
+from modeseek.policies.load import load_model
 from modeseek.policies.mixture import Mixture
+from modeseek.policies.scratch import small_llama
 from modeseek.stages import challenge_mixture
 
 

@@ -16,7 +16,8 @@ from modeseek.config import load
 from modeseek.data.template import Template
 from modeseek.policies.causal import plain_sample
 from modeseek.policies.decode import sample
-from modeseek.policies.hf import HFPolicy, load_model
+from modeseek.policies.hf import HFPolicy
+from modeseek.policies.load import load_model
 from modeseek.policies.stop import Stop
 from modeseek.record import read
 from modeseek.runs import train

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from modeseek.batch import Batch
 from modeseek.rewards import Comparison, Judge, JudgeFailed, Reply, build_reward
-from modeseek.rewards.judge import Answer, verdict
+from modeseek.rewards.answers import Answer, verdict
+from modeseek.rewards.endpoint import pause
 
 
 class Server(ThreadingHTTPServer):
@@ -254,9 +255,7 @@ def test_trouble_that_passes_is_waited_out(serve, status):
     ],
 )
 def test_the_wait_is_what_the_server_asks_for_within_reason(asked, usual, least, most):
-    from modeseek.rewards.judge import _pause
-
-    assert least <= _pause(asked, usual, "body") <= most
+    assert least <= pause(asked, usual, "body") <= most
 
 
 @pytest.mark.parametrize(

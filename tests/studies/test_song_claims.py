@@ -4,6 +4,7 @@ import pytest
 
 from modeseek.studies.base import Cell
 from modeseek.studies.claims import divergence, song
+from modeseek.studies.claims.contrasts import change, scaled
 
 SHORT = {"partial": 6, "partial_harsh": 6, "extrapolation": 6, "unseen_mass": 6, "divergence": 2}
 STUDIES = {"song": song.study(), "divergence": divergence.study()}
@@ -62,7 +63,7 @@ def test_hypo_is_compared_with_dpo_whose_beta_and_steps_are_tuned():
 
 def test_a_scaled_contrast_has_scaled_terms():
     cell = Cell.of("hole", "dpo_set")
-    assert song.scaled(song.change(cell, "kl"), 2.0).terms == ((2.0, cell, "kl", "end"), (-2.0, cell, "kl", "start"))
+    assert scaled(change(cell, "kl"), 2.0).terms == ((2.0, cell, "kl", "end"), (-2.0, cell, "kl", "start"))
 
 
 def test_the_middle_of_the_scale_is_marked_by_the_exact_divergences():

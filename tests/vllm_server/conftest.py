@@ -31,7 +31,7 @@ def served(tmp_path_factory) -> pathlib.Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from modeseek.data import fables
-    from modeseek.policies.hf import as_pretrained
+    from modeseek.policies.scratch import as_pretrained
 
     torch.manual_seed(0)
     words = fables.tokenizer()

@@ -21,7 +21,7 @@ from modeseek.advise.belief import GRID, Fits
 from modeseek.advise.measure import Measured, stacks
 from modeseek.advise.methods import ARMS
 from modeseek.advise.prior import Z80, Calibration, Prior, standardised
-from modeseek.advise.worlds import FIRST, Ranges, broad
+from modeseek.advise.ranges import FIRST, Ranges, broad
 
 SEED = 20_000
 FLOOR = -200.0  # of a log evidence below the best setting's

@@ -12,9 +12,11 @@ from torch import Tensor
 from modeseek.advise import belief
 from modeseek.advise.belief import Fits, Setting, linear_kernel, tangents
 from modeseek.advise.diagnose import diagnoses
+from modeseek.advise.generate import generate
 from modeseek.advise.methods import STEPS, train_all
+from modeseek.advise.ranges import Ranges
 from modeseek.advise.rehearse import rehearse
-from modeseek.advise.worlds import Ranges, Worlds, generate
+from modeseek.advise.worlds import Worlds
 
 STACK = 250  # worlds at once: what fits into a gigabyte
 

@@ -28,7 +28,12 @@ def describe(run: Run, policy: HFPolicy | RewardModel, template: Template, count
     dropped = sum(counts["train"].get("dropped", {}).values())
     if dropped:
         reasons = ", ".join(f"{n} {why}" for why, n in counts["train"]["dropped"].items())
-        warnings.append(f"{dropped} of {counts['train']['rows']} training rows were dropped: {reasons}")
+        long = counts["train"]["dropped"].get("response too long", 0)
+        cure = f"; raise max_completion_length ({run.max_completion_length}) or max_length, or set truncate_responses"
+        warnings.append(
+            f"{dropped} of {counts['train']['rows']} training rows were dropped: {reasons}"
+            + (cure if long > dropped / 2 else "")
+        )
     return {
         "method": run.method,
         "seed": run.seed,

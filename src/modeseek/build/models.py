@@ -9,7 +9,8 @@ import torch
 from modeseek.build.needs import needs_critic, scores
 from modeseek.config import Run
 from modeseek.data.template import Template, prefix_of
-from modeseek.policies.hf import HFPolicy, end_tokens, load_model
+from modeseek.policies.hf import HFPolicy
+from modeseek.policies.load import end_tokens, load_model
 from modeseek.policies.stop import Stop
 from modeseek.rewards.model import RewardModel
 

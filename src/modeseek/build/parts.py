@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeseek.batch import COLUMNS
 from modeseek.build.card import describe
 from modeseek.build.data import load_data, raw_prompts, settled
+from modeseek.build.first_step import rehearse
 from modeseek.build.models import context_of, device_of, optimiser_of, trained
 from modeseek.build.needs import corrected, has_stage, needs_reference
 from modeseek.build.refuse import refuse
@@ -55,23 +55,19 @@ def build(run: Run, *, empty: bool = False) -> Parts:
     if not (run.data or run.mixture):
         raise ValueError("data: none given; write --data FILE_OR_HUB_NAME")
     refuse(run)
+    rehearse(run)
     device = device_of(run.device)
     template = Template.load(run.model, trust_remote_code=run.trust_remote_code)
     template = template.steered(run.control_good) if run.control_good else template
     policy = trained(run, template, "meta" if empty else device)
     train, held_out, counts = load_data(run, template, context=context_of(policy))
-    for column in sorted(reads(run.objective) & {"margin", "label"}):
-        if column not in train.columns and not (column == "label" and has_stage(run, "label_pairs")):
-            what = COLUMNS[column].partition("] ")[2]
-            raise ValueError(
-                f"data: {run.method or 'this method'} reads {column} ({what}), which these data do not have"
-            )
     heard = "label" in reads(run.objective) or has_stage(run, "keep_good") or bool(run.control_good)
     if "label" in train.columns and not heard:
         method = run.method or "this method"
         raise ValueError(
             f"data: single responses with labels, which {method} does not read; write kto or binary_feedme"
         )
+    rehearse(run, train)
     keeps = isinstance(policy, HFPolicy) and (run.measure_kl or needs_reference(run) or policy.has_adapter)
     reference = policy.reference() if isinstance(policy, HFPolicy) and keeps else None
     if isinstance(policy, HFPolicy) and "kl" in reads(run.objective) | may_read(run.objective):

@@ -39,7 +39,6 @@ def export(
     found = _pairs(store, by, plans, left_out) if shape == "pairs" else _rated(store, plans, left_out)
     rows = list(found)
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".jsonl":
         write_bytes(target, "".join(json.dumps(row) + "\n" for row in rows).encode())
     elif target.suffix == ".parquet":

@@ -28,7 +28,8 @@ from modeseek.ops import seq
 from modeseek.policies.base import Policy
 from modeseek.policies.cache import tensors_hash
 from modeseek.policies.features import see
-from modeseek.policies.hf import HFPolicy, end_tokens, saved_generation
+from modeseek.policies.hf import HFPolicy
+from modeseek.policies.load import end_tokens, saved_generation
 from modeseek.policies.sync import in_step
 from modeseek.policies.vllm import PREFIX, Server, VLLMSampler
 from modeseek.sources import Sampler

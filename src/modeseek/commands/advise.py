@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,42 +45,18 @@ class Advise:
 def main(words: list[str]) -> int:
     """Which method, which data next, at what cost?"""
     asked = tyro.cli(Advise, args=words, prog="modeseek advise")
-    budget = parse_budget(asked.budget)
-    if asked.budget and not asked.race:
-        raise ValueError("budget: given, but only a race spends it; write --race")
-    if asked.judge and not asked.race:
-        raise ValueError("judge: given, but only a race asks it; write --race")
-    if asked.race and not (asked.reward or asked.judge):
-        raise ValueError("judge: none given to decide the race; write --judge SPEC or --reward SPEC")
-    if asked.samples < 2:
-        raise ValueError(f"samples: {asked.samples}, expected at least 2")
+    _refuse(asked)
     from modeseek import config
     from modeseek.advise.advice import advise
     from modeseek.advise.cost import cost
     from modeseek.advise.prior import Prior
-    from modeseek.advise.problem import meet
-    from modeseek.build import device_of
     from modeseek.commands.data_file import data_file
 
     asked = replace(asked, data=data_file(asked.data))  # the recommended config names the file
     reward = config.parse_reward(asked.reward) if asked.reward else None
     judge = config.parse_reward(asked.judge, "judge") if asked.judge else reward
     model, console, prior = model_folder(asked.model), Console(stderr=True), Prior.load()
-    with Progress(console=console) as progress:
-        tasks = {what: progress.add_task(what, total=None) for what in ("sampled", "scored")}
-        problem = meet(
-            model,
-            asked.data,
-            reward,
-            split=asked.split,
-            prompts=asked.prompts,
-            samples=asked.samples,
-            max_length=asked.max_length,
-            max_completion_length=asked.max_completion_length,
-            device=device_of(asked.device),
-            seed=asked.seed,
-            tell=lambda what, n: progress.advance(tasks[what], n),
-        )
+    problem = _meet(asked, model, reward, console)
     steps = asked.steps or max(1, min(500, problem.all_pairs // 16))
     price = lambda method: cost(
         method, steps=steps, prompts=16, generations=4, tokens=problem.tokens, speed=problem.speed
@@ -90,23 +67,28 @@ def main(words: list[str]) -> int:
     tree = {"model": asked.model, "data": asked.data, "reward": asked.reward, "steps": steps, **asdict(advice)}
     tree["best_method"] = None
     if asked.race:
-        assert judge is not None
-        tree |= _race(asked, model, problem, advice, judge, prior, budget, folder, console)
+        tree |= _race(asked, model, problem, advice, judge, prior, console)
     _recommend(asked, model, tree, folder, steps)
     if asked.collect:
-        from modeseek.advise.gather import plan_for
-
-        found = plan_for(problem.twin, advice, prior, model=model, label=asked.judge or asked.reward, seed=asked.seed)
-        limits = {"max_length": asked.max_length, "max_completion_length": asked.max_completion_length}
-        plan = {**found.plan, **limits, "store": str(folder / "preferences.sqlite")}
-        tree["collect"] = {"plan": plan, "reasons": list(found.reasons), "per_label": found.per_label}
-        _yaml(plan, folder / "collect.yaml")
+        tree["collect"] = _collect(asked, model, problem, advice, prior, folder)
     _write(tree, folder)
     if asked.json:
         print(json.dumps(tree, indent=2))
     else:
         show(tree, folder)
     return 0
+
+
+def _refuse(asked: Advise) -> None:
+    parse_budget(asked.budget)
+    if asked.budget and not asked.race:
+        raise ValueError("budget: given, but only a race spends it; write --race")
+    if asked.judge and not asked.race:
+        raise ValueError("judge: given, but only a race asks it; write --race")
+    if asked.race and not (asked.reward or asked.judge):
+        raise ValueError("judge: none given to decide the race; write --judge SPEC or --reward SPEC")
+    if asked.samples < 2:
+        raise ValueError(f"samples: {asked.samples}, expected at least 2")
 
 
 def parse_budget(words: str) -> dict[str, float]:
@@ -124,26 +106,39 @@ def parse_budget(words: str) -> dict[str, float]:
     return found
 
 
+def _meet(asked: Advise, model: str, reward: Any, console: Console) -> Any:
+    """The model and the pairs as a problem, with bars for what is sampled and scored."""
+    from modeseek.advise.problem import meet
+    from modeseek.build import device_of
+
+    with Progress(console=console) as progress:
+        tasks = {what: progress.add_task(what, total=None) for what in ("sampled", "scored")}
+        return meet(
+            model,
+            asked.data,
+            reward,
+            split=asked.split,
+            prompts=asked.prompts,
+            samples=asked.samples,
+            max_length=asked.max_length,
+            max_completion_length=asked.max_completion_length,
+            device=device_of(asked.device),
+            seed=asked.seed,
+            tell=lambda what, n: progress.advance(tasks[what], n),
+        )
+
+
 def _race(
-    asked: Advise,
-    model: str,
-    problem: Any,
-    advice: Any,
-    judge: Any,
-    prior: Any,
-    budget: dict[str, float],
-    folder: Path,
-    console: Console,
+    asked: Advise, model: str, problem: Any, advice: Any, judge: Any, prior: Any, console: Console
 ) -> dict[str, Any]:
     """Run it; what it found, as keys of the advice."""
     from modeseek.advise.book import same_race
     from modeseek.advise.methods import ARMS
-    from modeseek.advise.trial import held_out, run_race, winner
+    from modeseek.advise.trial import held_out, run_race
     from modeseek.build import raw_prompts
-    from modeseek.report.advice import said
     from modeseek.rewards import build_reward
 
-    setup = _setup(asked, model)
+    setup, folder, budget = _setup(asked, model), Path(asked.output_dir), parse_budget(asked.budget)
     wanted = [(o.name, o.value) for o in advice.options if o.config][: asked.candidates]
     arms = [
         arm for name, value in wanted for arm in ARMS if arm.method and (arm.method.name, arm.dial) == (name, value)
@@ -151,12 +146,11 @@ def _race(
     # what may change as it goes on
     free = ("budget", "candidates", "collect", "steps", "race", "device", "json", "output_dir")
     same_race(folder, {key: value for key, value in asdict(asked).items() if key not in free})
-    asker = build_reward(judge, problem.template, raw_prompts(held_out(problem, setup, 32)))
     rungs = run_race(
         problem,
         arms,
         setup,
-        asker,
+        build_reward(judge, problem.template, raw_prompts(held_out(problem, setup, 32))),
         prior,
         folder,
         steps=asked.race_steps,
@@ -164,11 +158,18 @@ def _race(
         hours=budget["hours"],
         tell=lambda line: console.print(line, highlight=False),
     )
-    told = lambda s: {**{k: v for k, v in vars(s).items() if k != "arm"}, "name": s.arm.name}
+    return {**_raced(rungs, len(arms), advice), "judge": asked.judge or asked.reward}
+
+
+def _raced(rungs: Sequence[Any], candidates: int, advice: Any) -> dict[str, Any]:
+    """What the rungs found."""
+    from modeseek.advise.trial import winner
+    from modeseek.report.advice import said
+
     last = rungs[-1]
     first = winner(last.standings)
     best = first.arm
-    raced = f"{len(arms)} candidates raced, {len(last.standings) - 1} of them for {last.steps} steps"
+    raced = f"{candidates} candidates raced, {len(last.standings) - 1} of them for {last.steps} steps"
     measured = (
         f"{raced}: {said(best.name)} gains {first.gain:.3g} [{first.low:.3g}, {first.high:.3g}] by the judge, and is"
         f" the best with a chance of {first.best:.0%}"
@@ -176,6 +177,7 @@ def _race(
         else f"{raced}: none surely gains by the judge, for no 80% interval is above zero; more labels, or longer"
         " rungs, would tell more"
     )
+    told = lambda s: {**{k: v for k, v in vars(s).items() if k != "arm"}, "name": s.arm.name}
     return {
         "verdict": "do nothing" if best.method is None else "train",
         "reasons": [measured, *advice.reasons[:2]],
@@ -185,8 +187,20 @@ def _race(
         ],
         "judged": sum(r.labels for r in rungs),
         "best_method": "nothing" if best.method is None else best.name,
-        "judge": asked.judge or asked.reward,
     }
+
+
+def _collect(asked: Advise, model: str, problem: Any, advice: Any, prior: Any, folder: Path) -> dict[str, Any]:
+    """Write the plan of what to collect; it, and what speaks for it."""
+    from modeseek.advise.gather import plan_for
+    from modeseek.disk import write_yaml
+
+    found = plan_for(problem.twin, advice, prior, model=model, label=asked.judge or asked.reward, seed=asked.seed)
+    limits = {"max_length": asked.max_length, "max_completion_length": asked.max_completion_length}
+    plan = {**found.plan, **limits, "store": str(folder / "preferences.sqlite")}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(folder / "collect.yaml", plan)
+    return {"plan": plan, "reasons": list(found.reasons), "per_label": found.per_label}
 
 
 def _setup(asked: Advise, model: str) -> Any:
@@ -226,13 +240,6 @@ def _recommend(asked: Advise, model: str, tree: dict[str, Any], folder: Path, st
         return
     write(run, folder / "recommended.yaml")
     tree["recommended"] = str(folder / "recommended.yaml")
-
-
-def _yaml(tree: dict[str, Any], path: Path) -> None:
-    import yaml
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _write(tree: dict[str, Any], folder: Path) -> None:

@@ -57,8 +57,14 @@ def main(words: list[str]) -> int:
 
     plan = plan_of(words[2:], words[0])
     found = collect(plan, words[1])
-    said = ", ".join(f"{n} {name}" for name, n in found.counts.items())
+    said = ", ".join(f"{n} {name}" for name, n in found.counts.items() if n)
     print(f"{found.store}: {said or 'nothing yet'}")
+    if (none := found.counts.get("prompts without a pair", 0)) > found.counts.get("prompts", 0) / 2:
+        print(
+            f"{none} of {found.counts['prompts']} prompts gave no pair: nothing told their responses apart; take more "
+            "(--num_generations), or another label",
+            file=sys.stderr,
+        )
     if found.waiting:
         print(f"{found.waiting} labels of people are wanted: modeseek label {found.store}")
     else:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from modeseek.data.files import SUFFIXES
+from modeseek.data.formats import SUFFIXES
 
 
 def data_file(name: str) -> str:

@@ -43,8 +43,8 @@ def main(words: list[str]) -> int:
     asked = tyro.cli(Diagnose, args=words, prog="modeseek diagnose")
     _check(asked)
     from modeseek import record
+    from modeseek.diagnostics.detector import name_state
     from modeseek.diagnostics.diagnosis import diagnose
-    from modeseek.diagnostics.displacement import name_state
     from modeseek.disk import write_bytes, write_json
     from modeseek.report.diagnosis import render
 

@@ -11,6 +11,6 @@ def model_folder(name: str) -> str:
 
 def context(model: str) -> int | None:
     """The tokens that a model reads at most, from its config alone."""
-    from modeseek.policies.hf import context_length
+    from modeseek.policies.load import context_length
 
     return context_length(model)

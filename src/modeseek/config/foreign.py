@@ -52,3 +52,17 @@ OTHERS = {
     "generate_during_eval": "write eval_steps and eval_prompts",
     "rpo_alpha": "write objective.nll in `modeseek train rpo`",
 }
+
+# The same inside a part of a run, by the part's key.
+OTHERS_OF = {
+    "lora": {
+        "rank": "write r",
+        "lora_rank": "write r",
+        "lora_r": "write r",
+        "lora_alpha": "write alpha",
+        "dropout": "leave it out: dropout is off, so that policy and reference agree",
+        "lora_dropout": "leave it out: dropout is off, so that policy and reference agree",
+        "lora_target": "write target_modules",
+        "target": "write target_modules",
+    }
+}

@@ -57,7 +57,11 @@ class StageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Steps):
-    """One training run. The keys of its YAML file are its flags."""
+    """One training run. The keys of its YAML file are its flags.
+
+    Beside those below: --reward SPEC, --gold-reward SPEC, --lora.r N, --stages.NAME.OPTION X, --columns YAML,
+    --stop-on STATES, --report-to LOGGERS, --resume (go on from the newest checkpoint), --dry-run (two steps on a twin).
+    """
 
     # what
     model: str = ""  # folder that save_pretrained wrote, or hub name

@@ -13,7 +13,7 @@ import cattrs
 import yaml
 from cattrs.v import format_exception
 
-from modeseek.config.foreign import OTHERS
+from modeseek.config.foreign import OTHERS, OTHERS_OF
 from modeseek.config.run import Run, StageSpec
 from modeseek.rewards import AnyReward
 
@@ -87,17 +87,32 @@ def to_dict(run: Run) -> dict[str, Any]:
 
 
 def reward_tree(spec: str) -> dict[str, Any]:
-    """`length`, `length:prefer=shorter`, `regex:pattern=ab+`: a reward's config from one word of the command line."""
-    kind, _, options = spec.partition(":")
+    """`length`, `length:prefer=shorter`, `{type: regex, pattern: ab+}` or a file: a reward from the command line."""
+    if spec.startswith("{"):
+        return _yaml(spec, "reward")
     if Path(spec).suffix in (".yaml", ".yml") and Path(spec).is_file():
-        return yaml.safe_load(Path(spec).read_text())
+        return _yaml(Path(spec).read_text(), f"reward: {spec}")
+    kind, _, options = spec.partition(":")
+    known = {snake(c): c for c in _dataclasses(AnyReward)}.get(kind)
+    hints = typing.get_type_hints(known) if known else {}
     tree: dict[str, Any] = {"type": kind}
-    for part in filter(None, options.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"reward: {part!r} in {spec!r}, expected key=value as in length:prefer=shorter")
-        tree[key] = yaml.safe_load(value) if value else ""  # `cache=` says that there is none
+    parts = [part for part in options.split(",") if part]
+    if odd := [part for part in parts if "=" not in part]:
+        raise ValueError(
+            f"reward: {odd[0]!r} in {spec!r}, expected key=value as in length:prefer=shorter; a value with a comma "
+            "in it is written as in '{type: keyword, words: [please, thanks]}'"
+        )
+    for part in parts:
+        key, _, value = part.partition("=")
+        tree[key] = value if hints.get(key) is str else _yaml(value, f"reward.{key}")  # [ab]+ is a text, not a list
     return tree
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def parse_reward(spec: str | Mapping[str, Any], where: str = "reward") -> AnyReward:
@@ -118,8 +133,9 @@ def check(tree: Any, cls: type, where: str) -> None:
     known = [f.name for f in dataclasses.fields(cls)]
     for key, value in tree.items():
         if key not in known:
-            said = OTHERS.get(str(key)) if cls is Run else None
-            raise ValueError(f"{where}.{key}: no such key" + (f"; {said}" if said else nearest(str(key), known)))
+            others = OTHERS if cls is Run else OTHERS_OF.get(where.rpartition(".")[2], {})
+            said = f"; {others[key]}" if key in others else nearest(str(key), known) or _all(known)
+            raise ValueError(f"{where}.{key}: no such key{said}")
         kinds = _dataclasses(hints[key])
         if value is None:
             continue  # cattrs says where a null cannot stand
@@ -169,6 +185,11 @@ def _bare(hint: Any) -> Any:
 def nearest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, 1, 0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _all(known: Sequence[str]) -> str:
+    """Every key, where a reader would take them in."""
+    return f"; there are {', '.join(known) or 'none'}" if len(known) <= 12 else ""
 
 
 def reasons(error: Exception, where: str) -> str:

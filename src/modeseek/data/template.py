@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeseek.data.control import put_before
+from modeseek.data.kept import remembered
 from modeseek.data.records import Message, Text, text
 
 Ids = list[int]
@@ -137,9 +138,10 @@ class Template:
         Some templates do: they strip the thinking of past turns or write another header. Then the response
         stands after the generation prompt as it was given, which is what the model will see when it samples.
         """
-        return self._response_text(response, prompt, self.prompt_text(prompt))
+        return self.response_after(response, prompt, self.prompt_text(prompt))
 
-    def _response_text(self, response: Text, prompt: Text, rendered: str) -> tuple[str, bool]:
+    def response_after(self, response: Text, prompt: Text, rendered: str) -> tuple[str, bool]:
+        """The same where the prompt has been rendered."""
         rewritten = False
         if self.chat:
             replies = (Message("assistant", response),) if isinstance(response, str) else response
@@ -235,14 +237,17 @@ class Template:
     def _encode(self, texts: Sequence[str], ordinary: bool = False) -> list[Ids]:
         if not texts:
             return []
-        encoded: Any = self.tokenizer(
-            list(texts),
+        return remembered(self.tokenizer, texts, ordinary, lambda some: self._asked(some, ordinary))
+
+    def _asked(self, texts: list[str], ordinary: bool) -> list[Ids]:
+        said: Any = self.tokenizer(
+            texts,
             add_special_tokens=False,
             return_attention_mask=False,
             verbose=False,
             split_special_tokens=ordinary,
         )
-        return encoded["input_ids"]
+        return said["input_ids"]
 
     def _dressed(self, one: str) -> Ids:
         dressed: Any = self.tokenizer(one)

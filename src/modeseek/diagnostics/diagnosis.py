@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from modeseek.diagnostics.coverage import coverage
-from modeseek.diagnostics.displacement import Verdict, told
 from modeseek.diagnostics.geometry import geometry
 from modeseek.diagnostics.look import Look
 from modeseek.diagnostics.on_policyness import on_policyness, p_value
 from modeseek.diagnostics.risk import risk
+from modeseek.diagnostics.states import Verdict, told
 from modeseek.diagnostics.tails import Found, Refused
 from modeseek.diagnostics.verdicts import answers
 from modeseek.diagnostics.words import words

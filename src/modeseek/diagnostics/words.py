@@ -18,7 +18,7 @@ SENTENCES: Mapping[str, str] = {
     "typicality": "{T} responses lie {v} standard deviations below the model's typical response.",
     "same/logp": "Both responses of a pair together: their likelihood ranks are {v} away from even.",
     "same/length": "Both responses of a pair together: their length ranks among own samples are {v} away from even.",
-    "longer_by_tokens": "Data responses are {v} tokens longer than own samples (cut off at the same limit).",
+    "longer_by_tokens": "Data responses are {a} tokens {longer} than own samples (cut off at the same limit).",
     "classifier_auc": "A linear classifier ranks a data response above an own one {p} of the time; 50% is chance.",
     "support_gap": "{T} responses cost the model {v} nats a token more than its own samples.",
     "rare_tokens": "{p} of the tokens of {t} responses get less than 1 in 1000 from the model.",
@@ -102,15 +102,16 @@ def words(found: Found) -> Words:
     """The label and the sentence of a number, or of its refusal."""
     stem, tail = _stem(found.name)
     label = LABELS.get(stem, stem.replace("_", " ").replace("/", ": "))
-    label = label if not tail else f"{label}, {tail.removeprefix('source=')}"
+    label = label if not tail else f"{label}{' ' if tail.isdigit() else ', '}{tail.removeprefix('source=')}"
     if isinstance(found, Refused):
         return Words(label, f"Not given: {found.reason}.", False)
     source = tail.removeprefix("source=")
     if source != tail:
         sentence = f"What {source} wrote ranks at {found.value:.0%} by likelihood among own samples; 50% if the model wrote it."
         return Words(label, sentence, True)
-    text = SENTENCES[stem].format(v=f"{found.value:.3g}", p=f"{found.value:.0%}", t=tail, T=tail[:1].upper() + tail[1:])
-    return Words(label, text, stem in SHARES)
+    shown = {"v": f"{found.value:.3g}", "a": f"{abs(found.value):.3g}", "p": f"{found.value:.0%}"}
+    shown |= {"t": tail, "T": tail[:1].upper() + tail[1:], "longer": "longer" if found.value >= 0 else "shorter"}
+    return Words(label, SENTENCES[stem].format(**shown), stem in SHARES)
 
 
 def _stem(name: str) -> tuple[str, str]:

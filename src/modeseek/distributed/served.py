@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from modeseek.batch import Batch
+from modeseek.batch import PS, Batch, MaskPS
 from modeseek.distributed.shard import gathered, lying_here, saved_as
 from modeseek.distributed.share import shared
 from modeseek.distributed.team import Team
@@ -36,14 +36,7 @@ class Served:
         return self._shared.logp(batch)
 
     @torch.no_grad()
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         def drawn() -> tuple[dict[str, Tensor], Tensor]:
             own = self.asked.sample(prompt, prompt_mask, k, rng, **how)
             return {name: x.cpu() for name, x in own.tensors().items()}, rng.get_state()
@@ -54,7 +47,7 @@ class Served:
         return dataclasses.replace(own, prompt=prompt, prompt_mask=prompt_mask)
 
     @torch.no_grad()
-    def prove(self, prompt: Int[Tensor, "P S"], prompt_mask: Bool[Tensor, "P S"]) -> dict[str, float]:
+    def prove(self, prompt: PS, prompt_mask: MaskPS) -> dict[str, float]:
         """Raises OutOfStep on the leading rank."""
         return self._by_one("comparing with the server", lambda: self.asked.prove(prompt, prompt_mask))
 

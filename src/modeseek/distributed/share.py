@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from modeseek.batch import Batch
+from modeseek.batch import PS, Batch, MaskPS
 from modeseek.distributed.shard import gathered
 from modeseek.distributed.team import Team
 from modeseek.policies.base import Sampling
@@ -48,14 +48,7 @@ class Shared:
         return Shared(copy.deepcopy(self._asked, memo), self._team, self._rows)
 
     @torch.no_grad()
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         team = self._team
         if not len(prompt):
             return self._asked.sample(prompt, prompt_mask, k, rng, **how)

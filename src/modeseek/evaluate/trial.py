@@ -23,6 +23,8 @@ from modeseek.policies.base import Policy
 from modeseek.rewards import AnyReward, Comparison, Decoder, Judge, Prompts, Reward, build_reward
 from modeseek.sources import Data
 
+HARDLY = 0.1  # share of a policy's responses that end by themselves, up to which a note says so
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
@@ -33,6 +35,7 @@ class Found:
     best_of: tuple[BestOf, ...] = ()
     judge: Mapping[str, int] | None = None
     notes: tuple[str, ...] = ()
+    cut_off: tuple[str, ...] = ()  # whose responses hardly ever end by themselves
 
 
 @dataclass(kw_only=True)
@@ -85,13 +88,14 @@ class Trial:
             seed=self.seed,
             wins=wins,
         )
-        self.found = Found(
-            several=compared,
-            rows=rows(compared, judged=counts is not None) + _curve_rows(curves),
-            best_of=curves,
-            judge=counts,
-            notes=tuple(self._notes(compared, counts)),
-        )
+        told = rows(compared, judged=counts is not None) + _curve_rows(curves)
+        cut, notes = tuple(self._cut_off(told)), self._notes(compared, counts)
+        if cut:
+            notes.append(
+                f"{', '.join(cut)}: nearly all responses are cut off at the limit of tokens: rewards, lengths are of "
+                "pieces; raise max_completion_length"
+            )
+        self.found = Found(several=compared, rows=told, best_of=curves, judge=counts, notes=tuple(notes), cut_off=cut)
         return self.found
 
     def exhibit(self, title: str, told: Mapping[str, Any], tasks: Sequence[Estimate] = ()) -> dict[str, Any]:
@@ -106,7 +110,7 @@ class Trial:
             tasks=tasks,
             judge=self.found.judge,
             our_decoder=self._decoder(self.policies[0]),
-        )
+        ) | {"cut_off": list(self.found.cut_off)}
 
     def _refuse(self) -> None:
         for key, config in (("reward", self.reward), ("gold", self.gold)):
@@ -205,6 +209,15 @@ class Trial:
                 f" {over.last}, where the reward that was optimised is highest"
             )
         return notes
+
+    def _cut_off(self, told: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Whose responses hardly ever end: what they are worth is then that of pieces."""
+        sides = {
+            "completions/finished": ("policy", self.policies),
+            "reference/completions/finished": ("against", self.baselines),
+        }
+        cut = [row for row in told if row["name"] in sides and row["value"] <= HARDLY]
+        return list(dict.fromkeys(str(row.get(key, names[0])) for row in cut for key, names in [sides[row["name"]]]))
 
 
 def _curve_rows(curves: Sequence[BestOf]) -> list[dict[str, Any]]:

@@ -85,6 +85,24 @@ LOST = {
 def translate(out: Translation, given: Given, trainer: str, devices: int) -> None:
     """Fill `out` from an Axolotl config."""
     given.defaults = dict(DEFAULTS)
+    name = _method(out, given)
+    out.set("model", given.take("base_model"))
+    _data(out, given)
+    _steps(out, given, devices)
+    _adapter(out, given)
+    dropout = given.take("lora_dropout")
+    if dropout is not None and float(dropout.value):
+        out.lose(dropout.origin, "dropout is off, so that policy and reference agree")
+    for theirs in ("saves_per_epoch", "evals_per_epoch"):
+        often = given.take(theirs)
+        if often is not None:
+            out.unneeded.append(f"{often.origin}: write save_steps and eval_steps")
+    if name == "grpo" and given.take("trl"):
+        out.lose("trl", "GRPO's own settings: import them with `import-config trl --trainer grpo`")
+
+
+def _method(out: Translation, given: Given) -> str:
+    """The method and the settings of its objective; the name it has there."""
     kind = given.take("rl")
     name = "" if kind is None else str(kind.value)
     if name not in METHODS:
@@ -93,12 +111,17 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
         )
     assert kind is not None
     out.choose(METHODS[name], kind.origin)
-    beta = given.take("rl_beta", "dpo_beta", "orpo_alpha") or Said(0.1, "TRL's default of beta")
+    usual = 0.0 if name == "grpo" else 0.1
+    beta = given.take("rl_beta", "dpo_beta", "orpo_alpha") or Said(usual, "TRL's default of beta")
     if name == "ipo":
         out.set("objective.tau", beta, float)
         out.set("objective.logp_reduction", Said("mean", "TRL's ipo averages over tokens"))
+    elif name == "grpo":
+        out.set("objective.kl", beta, float)
+        if float(beta.value):
+            out.set("objective.kl_by_ratio", Said(True, "TRL's default of use_bias_correction_kl"))
     else:
-        out.set("objective.kl" if name == "grpo" else "objective.beta", beta, float)
+        out.set("objective.beta", beta, float)
     if name == "dpo":
         out.set("objective.label_smoothing", given.take("dpo_label_smoothing"), float)
     if name == "simpo":
@@ -111,26 +134,32 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
         out.choose("rpo", mixed.origin)
         out.entries = {"objective.inner": Said({"type": "dpo", "beta": float(beta.value)}, beta.origin)}
         out.set("objective.nll", mixed, float)
-    out.set("model", given.take("base_model"))
+    return name
+
+
+def _data(out: Translation, given: Given) -> None:
     data = given.take("datasets")
-    if data is not None:
-        parts = [{"path": d["path"], **({"split": d["split"]} if "split" in d else {})} for d in data.value]
-        if len(parts) == 1:
-            out.set("data", Said(parts[0]["path"], data.origin))
-            out.set("split", Said(parts[0].get("split", "train"), data.origin))
-        else:
-            out.set("mixture", Said(parts, data.origin))
-        types = {str(d["type"]) for d in data.value if "type" in d}
-        if types:
-            out.differs.append(f"datasets' type ({', '.join(sorted(types))}): rows are known by their columns here")
+    if data is None:
+        return
+    parts = [{"path": d["path"], **({"split": d["split"]} if "split" in d else {})} for d in data.value]
+    if len(parts) == 1:
+        out.set("data", Said(parts[0]["path"], data.origin))
+        out.set("split", Said(parts[0].get("split", "train"), data.origin))
+    else:
+        out.set("mixture", Said(parts, data.origin))
+    types = {str(d["type"]) for d in data.value if "type" in d}
+    if types:
+        out.differs.append(f"datasets' type ({', '.join(sorted(types))}): rows are known by their columns here")
+
+
+def _steps(out: Translation, given: Given, devices: int) -> None:
     out.set("max_length", given.take("sequence_len"), int)
     out.set("learning_rate", given.take("learning_rate"), float)
     batch.pairs(out, given, micro="micro_batch_size", accumulation="gradient_accumulation_steps", devices=devices)
     batch.epochs_or_steps(out, given, "num_epochs")
     batch.warmup(out, given, "warmup_ratio", "warmup_steps")
     batch.schedule(out, given.take("lr_scheduler"))
-    bf16 = given.take("bf16")
-    out.set("bf16", bf16, lambda v: v in (True, "true", "auto"))
+    out.set("bf16", given.take("bf16"), lambda v: v in (True, "true", "auto"))
     out.set("gradient_checkpointing", given.take("gradient_checkpointing"), bool)
     out.set("load_in_4bit", given.take("load_in_4bit"), bool)
     batch.optimiser(out, given.take("optimizer"))
@@ -139,21 +168,14 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
         out.set(theirs, given.take(theirs), float)
     out.set("seed", given.take("seed"), int)
     out.set("eval_size", given.take("val_set_size"), float)
+
+
+def _adapter(out: Translation, given: Given) -> None:
     adapter = given.take("adapter")
-    if adapter is not None:
-        named, every = given.take("lora_target_modules"), given.take("lora_target_linear")
-        targets = Said("all-linear", "lora_target_linear: true") if every is not None and every.value else named
-        batch.lora(out, given.take("lora_r"), given.take("lora_alpha"), targets)
-        if adapter.value == "qlora":
-            out.set("load_in_4bit", Said(True, adapter.origin))
-    dropout = given.take("lora_dropout")
-    if dropout is not None and float(dropout.value):
-        out.lose(dropout.origin, "dropout is off, so that policy and reference agree")
-    for theirs in ("saves_per_epoch", "evals_per_epoch"):
-        often = given.take(theirs)
-        if often is not None:
-            out.unneeded.append(f"{often.origin}: write save_steps and eval_steps")
-    if name == "grpo":
-        out.lose("trl", "GRPO's own settings: import them with `import-config trl --trainer grpo`") if given.take(
-            "trl"
-        ) else None
+    if adapter is None:
+        return
+    named, every = given.take("lora_target_modules"), given.take("lora_target_linear")
+    targets = Said("all-linear", "lora_target_linear: true") if every is not None and every.value else named
+    batch.lora(out, given.take("lora_r"), given.take("lora_alpha"), targets)
+    if adapter.value == "qlora":
+        out.set("load_in_4bit", Said(True, adapter.origin))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modeseek.migrate import batch
+from modeseek.migrate import batch, trl_losses
 from modeseek.migrate.translation import Given, Said, Translation
 
 TRAINER = {"num_train_epochs": 3, "lr_scheduler_type": "linear", "per_device_train_batch_size": 8}
@@ -18,7 +18,7 @@ DEFAULTS = {
         "beta": 0.0,
         "learning_rate": 1e-6,
         "num_generations": 8,
-        "max_completion_length": 256,
+        "max_completion_length": 512,
         "epsilon": 0.2,
         "num_iterations": 1,
         "loss_type": "dapo",
@@ -28,29 +28,11 @@ DEFAULTS = {
         "beta": 0.05,
         "learning_rate": 1e-6,
         "num_generations": 2,
-        "max_completion_length": 256,
+        "max_completion_length": 512,
         "temperature": 1.0,
         "num_iterations": 1,
     },
     "online_dpo": {"beta": 0.1, "learning_rate": 5e-7, "max_new_tokens": 64, "temperature": 0.9},
-}
-PAIRS = {
-    "sigmoid": "dpo",
-    "hinge": "hinge",
-    "ipo": "ipo",
-    "exo_pair": "exo",
-    "nca_pair": "nca",
-    "robust": "robust_dpo",
-    "bco_pair": "bco",
-    "sppo_hard": "sppo_hard",
-    "aot": "aot",
-    "aot_unpaired": "aot_unpaired",
-    "apo_zero": "apo_zero",
-    "apo_down": "apo_down",
-    "discopop": "disco_pop",
-    "sft": "pref_ft",
-    "sigmoid_norm": "dpo_norm",
-    "simpo": "simpo",
 }
 UNNEEDED = {
     "output_dir": "say --output_dir when training",
@@ -96,6 +78,7 @@ UNNEEDED = {
     "save_only_model": "checkpoints hold all that a resume needs",
     "load_best_model_at_end": "write metric_for_best_model: eval/... to keep the best",
     "ddp_timeout": "write hang_timeout",
+    "f_alpha_divergence_coef": "read with f_divergence_type: alpha_divergence only",
 }
 LOST = {
     "lora_dropout": "dropout is off, so that policy and reference agree",
@@ -107,7 +90,12 @@ LOST = {
     "reference_free": "`modeseek train simpo` and `orpo` have no reference",
     "lr_scheduler_kwargs": "schedules end at zero",
     "load_in_8bit": "only a 4-bit base is known here",
-    "f_divergence_type": "write objective: {type: f_dpo, ...}",
+    "top_entropy_quantile": "`modeseek train high_entropy_grpo`, whose quantile is one less TRL's",
+    "missing_eos_penalty": "add {penalise_unfinished: {penalty: ...}} to the stages, behind score",
+    "normalize_advantages": "add whiten to the stages: over tokens, where TRL's is over responses",
+    "reward_clip_range": "add {clip_reward: {low: ..., high: ...}} to the stages, behind score",
+    "mask_truncated_completions": "add keep_finished to the stages, behind score",
+    "delta": "PPO's ratio has no second limit here",
     "neftune_noise_alpha": "no noise is added to embeddings",
     "packing": "prompts share no row here, so nothing leaks between them",
 }
@@ -120,7 +108,9 @@ def trainer_of(given: Given) -> str:
         return "rloo" if "rloo_k" in keys or "normalize_advantages" in keys else "grpo"
     if {"desirable_weight", "undesirable_weight"} & keys.keys():
         return "kto"
-    return "cpo" if "cpo_alpha" in keys or "simpo_gamma" in keys else "dpo"
+    if "center_rewards_coefficient" in keys:
+        return "reward"
+    return "cpo" if {"cpo_alpha", "simpo_gamma"} & keys.keys() or keys.get("loss_type") == "simpo" else "dpo"
 
 
 def translate(out: Translation, given: Given, trainer: str, devices: int) -> None:
@@ -128,7 +118,7 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
     if trainer not in DEFAULTS:
         raise ValueError(f"trainer: {trainer!r}, expected one of {', '.join(DEFAULTS)}")
     given.defaults = {**TRAINER, **DEFAULTS[trainer]}
-    _method(out, given, trainer)
+    trl_losses.method(out, given, trainer)
     out.set("model", given.take("model_name_or_path", "model"))
     _data(out, given)
     out.set("learning_rate", given.take("learning_rate"), float)
@@ -167,102 +157,6 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
     )
 
 
-def _method(out: Translation, given: Given, trainer: str) -> None:
-    named = given.take("loss_type")
-    if trainer == "grpo":
-        _grpo(out, given, named)
-        return
-    if trainer not in ("dpo", "cpo"):
-        method = {"sft": "pref_ft", "reward": "reward_model"}.get(trainer, trainer)
-        out.choose(method, f"TRL's {trainer} trainer")
-        if trainer in ("kto", "orpo", "online_dpo"):
-            out.set("objective.beta", given.take("beta"), float)
-        if trainer == "kto":
-            out.set("objective.desirable", given.take("desirable_weight"), float)
-            out.set("objective.undesirable", given.take("undesirable_weight"), float)
-        if trainer == "rloo":
-            out.set("stages.kl_shaped.beta", given.take("beta"), float)
-        return
-    losses = named.value if named and isinstance(named.value, list) else [named.value if named else "sigmoid"]
-    weights = given.take("loss_weights")
-    origin = named.origin if named else "loss_type"
-    first = str(losses[0])
-    if first not in PAIRS:
-        raise ValueError(f"loss_type: {first!r} is none that this knows: {', '.join(PAIRS)}")
-    method = PAIRS[first]
-    if trainer == "cpo":
-        method = {"dpo": "cpo"}.get(method, method)
-    if len(losses) == 2 and losses[1] == "sft":
-        method = "rpo"
-        shares = weights.value if weights else [1.0, 1.0]
-        out.set("objective.nll", Said(shares[1] / shares[0], weights.origin if weights else f"{origin}, equal weights"))
-        out.set(
-            "objective.inner", Said({"type": "dpo", "beta": float((given.take("beta") or Said(0.1, "")).value)}, "beta")
-        )
-    elif len(losses) > 1:
-        out.lose(origin, f"only one loss beside sft can be combined; {first} is written")
-    out.choose(method, origin)
-    _pair_options(out, given, method, trainer)
-
-
-def _pair_options(out: Translation, given: Given, method: str, trainer: str) -> None:
-    beta = given.take("beta")
-    if method == "ipo":
-        out.set("objective.tau", beta, float)
-        out.set("objective.logp_reduction", Said("mean", "TRL's ipo averages over tokens"))
-        out.differs.append(
-            "TRL's beta of ipo is our tau; the paper sums over tokens (logp_reduction: sum), TRL averages"
-        )
-    elif method not in ("rpo", "pref_ft"):
-        out.set("objective.beta", beta, float)
-    smoothing = given.take("label_smoothing")
-    if smoothing is not None and float(smoothing.value):
-        if method in ("dpo", "exo", "robust_dpo", "simpo"):
-            out.set("objective.label_smoothing", smoothing, float)
-        else:
-            out.lose(smoothing.origin, f"{method} has no label smoothing")
-    if method == "simpo":
-        gamma = given.take("simpo_gamma") or Said(0.5, "TRL's default of simpo_gamma")
-        out.set("objective.gamma", gamma, float)
-    if trainer == "cpo":
-        alpha = given.take("cpo_alpha")
-        if method == "cpo":
-            out.set("objective.nll", alpha, float)
-            out.set("objective.nll_reduction", Said("mean", "TRL's cpo averages the likelihood over tokens"))
-    if method == "bco":
-        out.differs.append(
-            "TRL's bco_pair is pairwise and keeps its midpoint by an exponential mean; ours is of all seen so far"
-        )
-    ratio = given.take("ld_alpha")
-    if ratio is not None and method == "dpo":
-        out.choose("ld_dpo", ratio.origin)
-        out.set("objective.alpha", ratio, float)
-
-
-def _grpo(out: Translation, given: Given, named: Said | None) -> None:
-    kind = str(named.value) if named else "dapo"
-    reductions = {"grpo": "mean", "bnpo": "minibatch_mean", "dapo": "minibatch_mean", "dr_grpo": "sum"}
-    if kind not in reductions:
-        raise ValueError(f"loss_type: {kind!r} is none that this knows: {', '.join(reductions)}")
-    level = given.take("importance_sampling_level")
-    if level is not None and level.value == "sequence":
-        out.choose("gspo", level.origin)
-    else:
-        out.choose("grpo", named.origin if named else "TRL's default")
-        out.set("objective.logp_reduction", Said(reductions[kind], named.origin if named else "loss_type"))
-        out.set("objective.kl", given.take("beta"), float)
-        if reductions[kind] == "minibatch_mean":
-            out.set("before", Said(["share_tokens"], f"loss_type: {kind} is a mean over the minibatch's tokens"))
-    out.set("objective.clip", given.take("epsilon"), float)
-    out.set("objective.clip_high", given.take("epsilon_high"), float)
-    scaled = given.take("scale_rewards")
-    if scaled is not None and scaled.value in (False, "none", "False"):
-        out.set("stages", Said(["score", "refer", "recall", "group_mean"], scaled.origin))
-    elif scaled is not None and scaled.value == "batch":
-        out.lose(scaled.origin, "rewards are scaled by their group's standard deviation here")
-    out.differs.append("TRL's dr_grpo divides by max_completion_length, a constant that only scales the learning rate")
-
-
 def _own_samples(out: Translation, given: Given, trainer: str) -> None:
     k = given.take("num_generations") or Said(2, "two responses")
     rows = out.entries["prompts_per_round"]
@@ -284,6 +178,9 @@ def _own_samples(out: Translation, given: Given, trainer: str) -> None:
     passes = given.take("num_iterations")
     if passes is not None and int(passes.value) > 1:
         out.set("passes", passes, int)
+        if trainer == "rloo":
+            out.set("objective.correction", Said("clip", passes.origin))
+            out.lose(passes.origin, "TRL clips a response's ratio on both sides; here it weighs at most 1")
     reward = given.take("reward_model_path", "reward_model_name_or_path", "reward_funcs")
     if reward is None:
         out.lose("reward", "none named in the file; say --reward when training")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
-from modeseek.batch import COLUMNS, P_, PK, PKT, Batch, MaskPK, MaskPKT
+from modeseek.batch import COLUMNS, P_, PK, PKT, Batch, MaskPK, MaskPKT, NotFilled
 from modeseek.ops import present_mean, seq, seq_mean
 
 LogpReduction = Literal["sum", "mean"]
@@ -75,9 +75,10 @@ def call(objective: Objective, batch: Batch, live: Mapping[str, Tensor]) -> Loss
     optional = may_read(objective) & given.keys()
     missing = reads(objective) - given.keys()
     if missing:
-        name = sorted(missing)[0]
-        what = COLUMNS.get(name, "something this model cannot say")
-        raise ValueError(f"{type(objective).__name__} reads {name}, {what}; no stage has filled it")
+        name, reader = sorted(missing)[0], type(objective).__name__
+        if name in COLUMNS:
+            raise NotFilled(name, reader)
+        raise ValueError(f"{reader} reads {name}, which this model does not say")
     return objective(**{name: given[name] for name in reads(objective) | optional})
 
 

@@ -4,7 +4,8 @@ Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7; GRPO: Shao et al.
 https://arxiv.org/abs/2402.03300, eq. 3, which averages over a response's tokens and adds the k3 estimate of the
 KL to the loss; Dr. GRPO (https://arxiv.org/abs/2503.20783) sums, after group_mean without group_std; DAPO
 (https://arxiv.org/abs/2503.14476) sets clip_high and averages over all tokens. With one step per round the ratio is 1
-and this is PolicyGradient.
+and this is PolicyGradient. On samples k3 alone has the gradient of the forward KL; times the ratio, as in DeepSeek-V3.2
+(https://arxiv.org/abs/2512.02556) and by default in TRL 1.16, it has the reverse one's at any age of the samples.
 """
 
 from dataclasses import dataclass
@@ -24,10 +25,15 @@ class PPO:
     kl: float = 0.0  # weight of the k3 estimate of KL(pi || pi_ref) in the loss; above 0 it reads ref_logp
     logp_reduction: TokenReduction = "sum"  # of tokens to a prompt's loss; "mean" is GRPO's, the group's DAPO's
     entropy: float = 0.0  # weight of the policy's entropy at each token, a bonus; above 0 it reads entropy
+    kl_by_ratio: bool = False  # weigh each token's KL by pi / pi_old: the gradient is the reverse KL's then
 
     axes: ClassVar[Axes] = Axes(on_policy=True, negative_gradient="by_advantage", claimed_kl="mode-seeking")
     equation: ClassVar[str] = "-mean_k sum_t min(rho A, clip(rho) A) + kl k3(pi, pi_ref), rho = pi / pi_old"
     source: ClassVar[str] = "https://arxiv.org/abs/1707.06347"
+
+    def __post_init__(self) -> None:
+        if self.kl_by_ratio and self.kl <= 0:
+            raise ValueError(f"kl_by_ratio: true with kl: {self.kl}; it weighs a KL above 0 only")
 
     @property
     def unread(self) -> frozenset[str]:
@@ -50,7 +56,8 @@ class PPO:
             if ref_logp is None:
                 raise ValueError("kl above 0 reads ref_logp: add refer to the stages, or set objective.kl to 0")
             penalty = kl_k3(clean(logp, mask), clean(ref_logp, mask))
-            cost = cost + self.kl * penalty
+            weight = (clean(logp, mask) - clean(old_logp, mask)).exp() if self.kl_by_ratio else 1.0
+            cost = cost + self.kl * penalty * weight  # the gradient goes through the weight
             metrics["kl_k3"] = present_mean(seq(penalty.detach(), mask), present)
         if self.entropy > 0:
             if entropy is None:

@@ -45,6 +45,8 @@ def architecture(model: str) -> Architecture:
 
     Raises ValueError where none of these is to be had.
     """
+    if not model:
+        raise ValueError("model: none given; write --model FOLDER_OR_HUB_NAME")
     if model in shipped():
         return shipped()[model]
     folder = Path(model)

@@ -3,10 +3,10 @@
 from typing import Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from modeseek.batch import Batch
+from modeseek.batch import PS, Batch, MaskPS
 from modeseek.ops import token_logp
 from modeseek.policies.base import Sampling, choose
 
@@ -38,14 +38,7 @@ class Bandit(nn.Module):
         return self.logits[tokens[:, 0]][:, None].expand(-1, tokens.shape[1] - start, -1)
 
     @torch.no_grad()
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         logits = self.logits[prompt[:, 0]].repeat_interleave(k, 0)
         action, logp = choose(logits, rng, **how)
         response = action.view(-1, k, 1)

@@ -5,10 +5,10 @@ from typing import Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from modeseek.batch import Batch
+from modeseek.batch import PS, Batch, MaskPS
 
 BLOCK = 256  # tokens of a large vocabulary that are looked through at a time
 
@@ -31,14 +31,7 @@ class Policy(Protocol):
 
     def logp(self, batch: Batch) -> Float[Tensor, "P K T"]: ...
 
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch: ...
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch: ...
 
 
 def choose(

@@ -11,10 +11,10 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from modeseek.batch import Batch
+from modeseek.batch import PS, Batch, MaskPS
 from modeseek.policies.base import Sampling
 from modeseek.policies.hf import HFPolicy, Reference
 from modeseek.policies.shards import Shards
@@ -89,14 +89,7 @@ class Cached:
         self.counts["computed"] += len(rows)
         return said
 
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         return self._reference.sample(prompt, prompt_mask, k, rng, **how)
 
     def predict(self, tokens: Tensor, mask: Tensor, start: int) -> Tensor:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from modeseek.batch import Batch
+from modeseek.batch import PS, Batch, MaskPS
 from modeseek.ops import token_logp
 from modeseek.policies.base import Sampling, choose
 from modeseek.policies.stop import Stop
@@ -34,8 +34,8 @@ def plain_logp(forward: Forward, batch: Batch, temperature: float = 1.0) -> Floa
 @torch.no_grad()
 def plain_sample(
     forward: Forward,
-    prompt: Int[Tensor, "P S"],
-    prompt_mask: Bool[Tensor, "P S"],
+    prompt: PS,
+    prompt_mask: MaskPS,
     k: int,
     rng: Generator,
     *,
@@ -87,12 +87,5 @@ class CausalPolicy(nn.Module):
     def logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
         return plain_logp(self.predict, batch)
 
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         return plain_sample(self.predict, prompt, prompt_mask, k, rng, eos=self.eos, max_new=self.max_new, **how)

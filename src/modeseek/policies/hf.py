@@ -1,21 +1,19 @@
-"""A transformers causal LM as a policy: loading, adapters, the reference, saving."""
+"""A transformers causal LM as a policy, and the frozen reference of it."""
 
 import contextlib
 import copy
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from modeseek.batch import Batch
+from modeseek.batch import PS, Batch, MaskPS
 from modeseek.policies import decode, packed
-from modeseek.policies.adapter import Lora, adapted
 from modeseek.policies.base import Sampling
 from modeseek.policies.causal import plain_logp, plain_sample
 from modeseek.policies.mixture import mixed
@@ -101,14 +99,7 @@ class HFPolicy(nn.Module):
         with self._checkpointing():
             return self._packed.evaluate(batch, wanted, apply)
 
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         ends = self._ends(prompt_mask)
         if self._why_uncached:
             self._fits(len(prompt), k, prompt.shape[1])
@@ -120,8 +111,8 @@ class HFPolicy(nn.Module):
         self,
         reference: Any,
         share: float,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
+        prompt: PS,
+        prompt_mask: MaskPS,
         k: int,
         rng: Generator,
         **how: Unpack[Sampling],
@@ -211,7 +202,7 @@ class HFPolicy(nn.Module):
         parts = batch.split(None if self.token_budget is None else max(1, self.token_budget // width))
         return torch.cat([plain_logp(self.predict, part) for part in parts])
 
-    def _ends(self, prompt_mask: Bool[Tensor, "P S"]) -> dict[str, Any]:
+    def _ends(self, prompt_mask: MaskPS) -> dict[str, Any]:
         """When a response to each of these prompts ends."""
         context = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
         limits = None if context is None else [context - n for n in prompt_mask.sum(1).tolist()]
@@ -257,14 +248,7 @@ class Reference:
         with self._frozen():
             return self._policy.logp(batch)
 
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         with self._frozen():
             return self._policy.sample(prompt, prompt_mask, k, rng, **how)
 
@@ -290,112 +274,3 @@ def without_dropout(model: nn.Module) -> nn.Module:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return model.eval()
-
-
-def load_model(
-    name: str,
-    *,
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32",
-    lora: Lora | None = None,
-    load_in_4bit: bool = False,
-    gradient_checkpointing: bool = False,
-    trust_remote_code: bool = False,
-    device: str = "cpu",
-) -> nn.Module:
-    """A causal LM by path or hub name, with fresh adapters where `lora` is given.
-
-    Raises ValueError, in the user's words, where the model is not to be had or an option cannot be honoured.
-    """
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
-    if load_in_4bit:
-        options["quantization_config"] = _four_bit(device, lora)
-    if device == "meta":  # all but the weights, which are not read
-        options["device_map"] = device
-    if Path(name).exists() and not any((Path(name) / f).exists() for f in ("config.json", "adapter_config.json")):
-        raise ValueError(f"model: {name} has no config.json; give the folder that save_pretrained wrote")
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"model: {name} cannot be loaded as a causal LM: {first}") from error
-    model.to(device)  # type: ignore[arg-type]
-    if gradient_checkpointing:
-        enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    return model if lora is None else adapted(model, lora)
-
-
-def small_llama(
-    vocab: int, *, width: int, layers: int, heads: int, inner: int, context: int, pad: int, bos: int, eos: int
-) -> PreTrainedModel:
-    """A Llama of random weights (from torch's global seed) with tied embeddings, for models made on the spot."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab,
-            hidden_size=width,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            max_position_embeddings=context,
-            tie_word_embeddings=True,
-            initializer_range=0.05,
-            pad_token_id=pad,
-            bos_token_id=bos,
-            eos_token_id=eos,
-        )
-    )
-
-
-def as_pretrained(tokenizer: Any, *, pad: str, bos: str, eos: str, context: int) -> PreTrainedTokenizerBase:
-    """A tokenizer of the `tokenizers` library as transformers saves and loads it."""
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, model_max_length=context
-    )
-
-
-def context_length(name: str) -> int | None:
-    """The tokens that a model reads at most, from its config alone."""
-    from transformers import AutoConfig
-
-    return getattr(AutoConfig.from_pretrained(name), "max_position_embeddings", None)
-
-
-def saved_generation(name: str) -> Any:
-    """What a model's folder or hub name says of generating, without its weights; None where it says nothing."""
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(name)
-    except OSError:
-        return None
-
-
-def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token id that ends a response: the tokenizer's, and those of the model's generation config, or of one."""
-    generation: Any = getattr(model, "generation_config", model)
-    known = getattr(generation, "eos_token_id", None)
-    several = known if isinstance(known, list | tuple) else [known]
-    ends = dict.fromkeys(int(i) for i in [tokenizer.eos_token_id, *several] if i is not None)
-    if not ends:
-        raise ValueError("the tokenizer has no eos_token, so no response could end: set one and save it")
-    return tuple(ends)
-
-
-def _four_bit(device: str, lora: Lora | None) -> Any:
-    if lora is None:
-        raise ValueError("load_in_4bit: a 4-bit base cannot be trained itself; add lora")
-    if device == "cpu" or importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("load_in_4bit needs a CUDA device and the package bitsandbytes; neither is replaced silently")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )

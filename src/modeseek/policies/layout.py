@@ -40,7 +40,7 @@ class Layout:
 
         def made() -> Tensor:
             own = torch.cat([torch.arange(n) for n in responses]) + prompt  # positions
-            branch = torch.arange(len(responses)).repeat_interleave(torch.tensor(responses))
+            branch = torch.cat([torch.full((n,), i) for i, n in enumerate(responses)])
             back = own[:, None] - torch.cat([torch.arange(prompt), own])  # how far back each key lies
             hidden = back < 0
             if window is not None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from modeseek.batch import Batch
+from modeseek.batch import PS, Batch, MaskPS
 from modeseek.policies.base import Sampling
 from modeseek.policies.causal import Forward, plain_logp, plain_sample
 
@@ -40,14 +40,7 @@ class Mixture:
     def logp(self, batch: Batch) -> Float[Tensor, "P K T"]:
         return plain_logp(self.predict, batch)
 
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         # Of the type, not of the object: what is shared out over processes takes the plain path.
         if hasattr(type(self.policy), "sample_mixed"):
             return self.policy.sample_mixed(self.reference, self.share, prompt, prompt_mask, k, rng, **how)

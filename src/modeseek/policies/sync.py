@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from modeseek.batch import Batch
+from modeseek.batch import PS, Batch, MaskPS
 from modeseek.policies.base import Sampling
 from modeseek.policies.cache import tensors_hash
 from modeseek.policies.hf import HFPolicy
@@ -56,14 +56,7 @@ class InStep:
         return self.policy.logp(batch)
 
     @torch.no_grad()
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         self.prove(prompt, prompt_mask)
         own = self.sampler.sample(prompt, prompt_mask, k, rng, **how)
         if not self._holds():
@@ -71,7 +64,7 @@ class InStep:
         return own
 
     @torch.no_grad()
-    def prove(self, prompt: Int[Tensor, "P S"], prompt_mask: Bool[Tensor, "P S"]) -> dict[str, float]:
+    def prove(self, prompt: PS, prompt_mask: MaskPS) -> dict[str, float]:
         """Bring the weights to the server unless it has them, and compare what both say of some responses.
 
         Raises OutOfStep. The first call is the gate before anything is learnt: its probes are the server's own

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
-from modeseek.batch import Batch
+from modeseek.batch import PS, Batch, MaskPS
 from modeseek.policies.base import Sampling
 from modeseek.policies.serving import Endpoint, ServerFailed
 
@@ -119,14 +119,7 @@ class VLLMSampler:
         return found.to(batch.response.device)
 
     @torch.no_grad()
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         """`k` responses to each prompt; the same seeds for the same state of `rng`, though a server that batches
         otherwise may answer otherwise."""
         asked: Sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **how}

@@ -15,12 +15,14 @@ from modeseek.data import fables
 from modeseek.data.fables import ANIMALS, MAX_NEW_TOKENS, PLACES, PROMPT, Verdict
 from modeseek.data.files import load
 from modeseek.data.groups import Groups
-from modeseek.data.records import Text, parse
+from modeseek.data.records import Text
+from modeseek.data.shapes import parse
 from modeseek.data.template import Template
 from modeseek.data.tokenise import tokenise, tokenise_prompts
 from modeseek.evaluate import answer
 from modeseek.objectives import SFT
-from modeseek.policies.hf import HFPolicy, Reference, as_pretrained, small_llama
+from modeseek.policies.hf import HFPolicy, Reference
+from modeseek.policies.scratch import as_pretrained, small_llama
 from modeseek.rewards.text import Reply, prompt_text, replies
 from modeseek.sources import offline
 from modeseek.stages import refer

@@ -18,7 +18,6 @@ def write(runs: Sequence[str | Path], out: str | Path, title: str | None = None)
     if out.is_dir():
         out = out / "report.html"
     html = render(_read(runs), title)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, html.encode("utf-8", "replace"))
     return out
 

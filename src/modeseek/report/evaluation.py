@@ -29,7 +29,6 @@ def write(found: Mapping[str, Any], out: str | Path) -> Path:
     out = Path(out)
     if out.is_dir():
         out = out / "evaluation.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, render(found).encode("utf-8", "replace"))
     return out
 
@@ -66,6 +65,10 @@ def _says(found: Mapping[str, Any]) -> list[str]:
     rates = [row for row in found["rows"] if row["name"] == "win_rate"]
     whole = [row for row in rates if "seeds" in row.get("policy", "")]
     said = [_verdict(row, found) for row in (whole or rates)[:6]]
+    if cut := found.get("cut_off"):
+        said.append(
+            f"Nearly all responses of {', '.join(cut)} are cut off at the limit of tokens: read the rest with care."
+        )
     for c in found["controlled"]:
         if c["extreme"]:
             said.append(

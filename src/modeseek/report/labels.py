@@ -17,7 +17,6 @@ from modeseek.disk import write_bytes
 def write(summary: Mapping[str, Any], out: str | Path, title: str) -> Path:
     """One self-contained HTML page; the path of the file."""
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, render(summary, title).encode("utf-8", "replace"))
     return out
 

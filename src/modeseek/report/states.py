@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modeseek.diagnostics.displacement import SICK, name_state, told
+from modeseek.diagnostics.detector import name_state
+from modeseek.diagnostics.states import SICK, told
 from modeseek.record import RunData
 
 

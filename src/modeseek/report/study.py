@@ -31,7 +31,6 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     """The page of a study's directory; the path of the file."""
     path = Path(out) if out else Path(folder) / PAGE
     path = path / PAGE if path.is_dir() else path
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, render(read(folder)).encode("utf-8", "replace"))
     return path
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from modeseek.batch import Batch
+from modeseek.rewards.endpoint import JudgeFailed
 from modeseek.rewards.ensemble import AnyMember, Ensemble, EnsembleReward
-from modeseek.rewards.judge import Comparison, Judge, JudgeFailed, JudgeReward
+from modeseek.rewards.judge import Comparison, Judge, JudgeReward
 from modeseek.rewards.pretrained import Model, ModelReward
 from modeseek.rewards.pretrained import load as load_model
 from modeseek.rewards.rules import JsonValid, Keyword, Length, Python, Regex, Rule

@@ -7,39 +7,26 @@ response wins only if it wins in both orders.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.client
 import itertools
 import json
 import math
-import os
-import re
-import sqlite3
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import torch
 
 from modeseek.batch import PK, Batch
+from modeseek.rewards.answers import Answer, Cache, Verdict, verdict
+from modeseek.rewards.endpoint import Endpoint, JudgeFailed, brief
 from modeseek.rewards.rules import check_scale
 from modeseek.rewards.text import Decoder, Prompts, Reply, replies, tally
 
-Verdict = Literal["A", "B", "C", "unclear"]  # C: a tie
-
-_AT_MOST = 1 << 22  # bytes of an answer that are read
-_LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
-_RETRIED = {408, 409, 425, 429}
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _ENOUGH = 20  # answers before their share of unclear ones says something
 _SYSTEM = (
     "You compare two responses to the same prompt and say which is better. The prompt and the responses stand between"
@@ -89,30 +76,20 @@ class Judge:
             )
 
 
-class JudgeFailed(ValueError):
-    """The judge cannot go on: what happened and what to do. Answers that were given are in the cache."""
-
-
-class Answer(NamedTuple):
-    """What the judge said, and whether it was cut off."""
-
-    content: str
-    cut: bool
-
-
 class Comparison:
     """A judge with its budget, its cache and its counts: asked, cached, retried, unclear, order_dependent, ties."""
 
     def __init__(self, config: Judge):
         self.config, self.counts = config, Counter[str]()
-        self._key = _api_key(config.api_key_env)
+        self._endpoint = Endpoint(
+            config.endpoint,
+            api_key_env=config.api_key_env,
+            timeout=config.timeout,
+            retries=config.retries,
+            backoff=config.backoff,
+        )
         self._cache = Cache(Path(config.cache).expanduser() if config.cache else None)
         self._lock = threading.Lock()
-        base = config.endpoint.rstrip("/").removesuffix("/chat/completions")
-        self._url = f"{base}/chat/completions"
-        # A redirect could carry the key to another host; what goes to this machine goes through no proxy.
-        direct = [urllib.request.ProxyHandler({})] if urlsplit(base).hostname in _LOOPBACK else []
-        self._opener = urllib.request.build_opener(_NoRedirect, *direct)
 
     def compare(self, pairs: Sequence[tuple[Reply, Reply]]) -> list[float]:
         """For each pair of responses to one prompt: 1 where the first is better, 0 where the second is, 0.5 for a tie.
@@ -141,7 +118,7 @@ class Comparison:
         return [None if same(*pair) else (self._request(*pair), self._request(*pair[::-1])) for pair in pairs]
 
     def _key_of(self, body: str) -> str:
-        return hashlib.sha256(f"{self._url}\n{body}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._endpoint.url}\n{body}".encode()).hexdigest()
 
     def _settle(self, first: Verdict, second: Verdict) -> float:
         if (first, second) == ("A", "B"):
@@ -204,13 +181,13 @@ class Comparison:
         if verdict(answer) == "unclear" and every >= _ENOUGH and unclear > self.config.max_unclear * every:
             raise JudgeFailed(
                 f"reward.model: {unclear} of {every} answers of {self.config.model} had no verdict, the last of them"
-                f" {_brief(answer.content)}; take a judge that follows instructions, or raise max_tokens"
+                f" {brief(answer.content)}; take a judge that follows instructions, or raise max_tokens"
             )
 
     def _work(self, body: str, key: str, stop: threading.Event) -> Answer | None:
         """The judge's answer to a request, kept as soon as it is there; None where another request has failed."""
         try:
-            answer = self._ask(body, stop)
+            answer = self._endpoint.ask(body, stop, self._spend)
             if answer is not None:
                 self._cache.put(key, answer)
             return answer
@@ -218,67 +195,16 @@ class Comparison:
             stop.set()
             raise
 
-    def _ask(self, body: str, stop: threading.Event) -> Answer | None:
-        problem = ""
-        for attempt in itertools.count():
-            if stop.is_set():
-                return None
-            with self._lock:
-                if self.counts["asked"] >= self.config.max_requests:
-                    raise JudgeFailed(
-                        f"reward.max_requests: all {self.config.max_requests} are spent, retries included; raise it to"
-                        f" go on (what was answered is in the cache){problem and '; the last problem: ' + problem}"
-                    )
-                self.counts["asked"] += 1
-                self.counts["retried"] += attempt > 0
-            wait = None
-            try:
-                return _answer(self._post(body))
-            except urllib.error.HTTPError as error:
-                with error:
-                    problem = f"{error.code} {self._said(error)}"
-                    wait = error.headers.get("Retry-After")
-                if error.code not in _RETRIED and error.code < 500:
-                    problem += self._hint(error.code)
-                    raise JudgeFailed(f"reward.endpoint: {self._url} answered {problem}") from None
-            except _Broken as error:
-                problem = self._redacted(str(error))
-            except (OSError, http.client.HTTPException) as error:
-                problem = self._redacted(f"{type(error).__name__}: {error}")
-            if attempt >= self.config.retries:
-                raise JudgeFailed(f"reward.endpoint: {self._url} failed {attempt + 1} times, at last with {problem}")
-            stop.wait(_pause(wait, self.config.backoff * 2**attempt, body))
-        raise AssertionError
-
-    def _post(self, body: str) -> bytes:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = urllib.request.Request(self._url, body.encode(), headers)
-        end = time.monotonic() + self.config.timeout
-        with self._opener.open(request, timeout=self.config.timeout) as reply:
-            said = bytearray()
-            while part := reply.read1(1 << 16):
-                said += part
-                if len(said) > _AT_MOST:
-                    raise _Broken(f"an answer of more than {_AT_MOST} bytes")
-                if time.monotonic() > end:
-                    raise _Broken(f"an answer that took longer than {self.config.timeout} seconds")
-        return bytes(said)
-
-    def _said(self, error: urllib.error.HTTPError) -> str:
-        try:
-            text = error.read(2000).decode(errors="replace")
-        except (OSError, http.client.HTTPException):
-            text = ""
-        return _brief(self._redacted(text))
-
-    def _redacted(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
-
-    def _hint(self, code: int) -> str:
-        if code in (401, 403):
-            name = self.config.api_key_env
-            return f"; the key is read from {name}" if name else "; it may want a key: write api_key_env"
-        return "; redirects are not followed: write the final URL" if 300 <= code < 400 else ""
+    def _spend(self, attempt: int, problem: str) -> None:
+        """Count a request that is about to be sent, where the budget has one left."""
+        with self._lock:
+            if self.counts["asked"] >= self.config.max_requests:
+                raise JudgeFailed(
+                    f"reward.max_requests: all {self.config.max_requests} are spent, retries included; raise it to"
+                    f" go on (what was answered is in the cache){problem and '; the last problem: ' + problem}"
+                )
+            self.counts["asked"] += 1
+            self.counts["retried"] += attempt > 0
 
 
 @dataclass(frozen=True)
@@ -318,102 +244,3 @@ class JudgeReward:
             scores = scores.masked_fill(torch.tensor(cut, dtype=torch.bool).view(present.shape), config.unfinished)
         self.counts.update(tally(rows))
         return scores.masked_fill(~present, float("nan")).to(batch.response.device)
-
-
-def verdict(answer: Answer) -> Verdict:
-    """What an answer decides. Only its last line counts, and only if a verdict is all that it has."""
-    lines = [line for line in answer.content.rpartition("</think>")[2].splitlines() if line.strip()]
-    found = re.fullmatch(r"\W*(?:(?:final )?verdict\W*)?(A|B|C|tie)\W*", lines[-1] if lines else "", re.IGNORECASE)
-    if answer.cut or not found:
-        return "unclear"
-    match found[1].upper():
-        case "A":
-            return "A"
-        case "B":
-            return "B"
-        case _:
-            return "C"
-
-
-class Cache:
-    """Answers by the hash of what was asked, in an SQLite file that several processes may share, or in memory."""
-
-    def __init__(self, path: Path | None):
-        self.path, self._memory = path, dict[str, Answer]()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self._open() as file:
-                file.execute("create table if not exists answers (key text primary key, content text, cut integer)")
-
-    def get(self, keys: Iterable[str]) -> dict[str, Answer]:
-        """Those that are known."""
-        if self.path is None:
-            return {key: self._memory[key] for key in keys if key in self._memory}
-        with self._open() as file:
-            one = lambda key: file.execute("select content, cut from answers where key = ?", (key,)).fetchone()
-            found = {key: one(key) for key in keys}
-        return {key: Answer(row[0], bool(row[1])) for key, row in found.items() if row}
-
-    def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer."""
-        if self.path is None:
-            self._memory[key] = answer
-            return
-        with self._open() as file:
-            file.execute("insert or replace into answers values (?, ?, ?)", (key, answer.content, answer.cut))
-
-    @contextlib.contextmanager
-    def _open(self):
-        assert self.path is not None
-        try:
-            with contextlib.closing(sqlite3.connect(self.path, timeout=30)) as file, file:
-                yield file
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"reward.cache: {self.path}: {error}; write another path or delete the file") from error
-
-
-class _Broken(Exception):
-    """An answer that is not one."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-def _answer(said: bytes) -> Answer:
-    try:
-        choice = json.loads(said)["choices"][0]
-        content, reason = choice["message"]["content"], choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        shown = _brief(said.decode(errors="replace"))
-        raise _Broken(f"an answer without choices[0].message.content: {shown}") from error
-    if not isinstance(content, str):
-        raise _Broken(f"an answer whose content is {_brief(repr(content))}, expected text")
-    return Answer(content.encode(errors="replace").decode(), reason == "length")
-
-
-def _pause(asked: str | None, usual: float, body: str) -> float:
-    """Seconds to wait: what the server asks for within reason, else the usual, spread so that workers do not march."""
-    spread = 1 + hashlib.sha256(body.encode()).digest()[0] / 512
-    with contextlib.suppress(TypeError, ValueError):
-        seconds = float(asked)  # type: ignore[arg-type]
-        if seconds >= 0:  # not NaN either
-            return min(seconds, _LONGEST_WAIT)
-    return min(usual * spread, _LONGEST_WAIT)
-
-
-def _api_key(name: str) -> str:
-    if not name:
-        return ""
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ValueError(f"reward.api_key_env: the environment variable {name} is not set")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"reward.api_key_env: the value of {name} has characters that no key has")
-    return key
-
-
-def _brief(text: str) -> str:
-    line = " ".join(text.split())
-    return repr(line if len(line) <= 200 else line[:200] + "...")

@@ -120,7 +120,14 @@ def classifier(
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        said = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"reward model: {path} is no folder with a model, and as a name of the hub it cannot be read ({said}); "
+            "mend the path or the name"
+        ) from error
     headed = any("SequenceClassification" in name for name in config.architectures or [])
     if headed and labels is not None and config.num_labels != labels:
         raise ValueError(f"reward model: {path} has {config.num_labels} outputs, expected {labels}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from modeseek import checkpoint
 from modeseek.build import Parts
-from modeseek.diagnostics import displacement
+from modeseek.diagnostics.states import told
 from modeseek.distributed.shard import full_state, saved_as
 from modeseek.policies.cache import Cached
 from modeseek.record import Record
@@ -38,7 +38,7 @@ def export(parts: Parts, record: Record, folder: Path, watch: Watch) -> None:
     if isinstance(parts.reference, Cached):
         record.card(reference_cache=parts.reference.describe() | {"rows": _summed(team.hear(parts.reference.counts))})
     if watch.seen.verdict is not None:
-        record.card(state=displacement.told(watch.seen.verdict))
+        record.card(state=told(watch.seen.verdict))
     record.card(final=final, steps=loop.step, model_directory=str(target.name))
     team.wait("the model is written")
 

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from modeseek import checkpoint
 from modeseek.build import Parts, build, device_of, sampled_by, samples
 from modeseek.config import Run, to_dict
-from modeseek.diagnostics import displacement
+from modeseek.diagnostics.states import refuse_blind, refuse_unknown
 from modeseek.distributed import Served, Team
 from modeseek.policies.sync import InStep
-from modeseek.record import Record, read
+from modeseek.record import Record, read, vacant
 from modeseek.rewards.model import RewardModel
 from modeseek.runs.export import export
 from modeseek.runs.held_out import device_in
@@ -41,12 +41,15 @@ def train(config: Run, *, resume: bool = False, console: Console | None = None) 
 
 def _train(config: Run, team: Team, resume: bool, console: Console) -> Path:
     folder = Path(config.output_dir)
-    displacement.refuse_unknown(config.stop_on)
-    parts = build(config, empty=team.sharded and not config.load_in_4bit)
-    _refuse_blind(parts)
+    refuse_unknown(config.stop_on)
     found = team.first(lambda: checkpoint.latest(folder / "checkpoints")) if resume else None
     if resume and found is None and (folder / "rows.jsonl").exists() is False:
         raise ValueError(f"resume: {folder} holds no run; leave --resume out to start one")
+    if not resume:
+        vacant(folder)
+    with console.status("loading the model, tokenising the data"):
+        parts = build(config, empty=team.sharded and not config.load_in_4bit)
+    _refuse_blind(parts)
     if found is not None:
         _same_run(found, parts.run)
     parts = spread(parts, team)
@@ -105,7 +108,7 @@ def _record(parts: Parts, folder: Path, resume: bool) -> Record:
 def _refuse_blind(parts: Parts) -> None:
     """Refuse to end the run on what its rows will not show."""
     run, measured = parts.run, parts.held_out is not None and bool(len(parts.held_out)) and parts.run.eval_steps > 0
-    displacement.refuse_blind(
+    refuse_blind(
         run.stop_on,
         pairs=parts.train.prompts(slice(0, 1)).response.shape[1] > 1,
         samples=bool(measured and run.eval_prompts and parts.reference is not None),

@@ -13,8 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from modeseek import checkpoint
 from modeseek.build import Parts
 from modeseek.config import Run
-from modeseek.diagnostics import displacement
+from modeseek.diagnostics import detector
+from modeseek.diagnostics.states import SICK, told
 from modeseek.record import Record, read
+from modeseek.runs.doubts import Doubts
 from modeseek.runs.held_out import held_out
 from modeseek.train import Loop
 
@@ -42,9 +44,10 @@ class Watch:
     def __post_init__(self) -> None:
         team = self.parts.loop.team
         self.saver = checkpoint.Saver(self.folder / "checkpoints", background=self.parts.run.background_saves)
+        self.doubts = Doubts(self.parts.run)
         self.best, self.best_path = team.first(lambda: _best_so_far(self.folder, self.parts.run))
         rows = team.first(lambda: read(self.folder).rows)
-        self.seen = displacement.Watch(stop_on=self.parts.run.stop_on, rows=[dict(row) for row in rows])
+        self.seen = detector.Watch(stop_on=self.parts.run.stop_on, rows=[dict(row) for row in rows])
         steps = [row["step"] for row in rows if any(k.startswith("eval/") for k in row)]
         if team.pulse is not None:
             team.pulse.last_words = self._last_words
@@ -68,6 +71,10 @@ class Watch:
     def _log(self, row: dict[str, Any]) -> None:
         """Keep a row, and name what the run is doing; a change of state goes to the card, and a sick one is said."""
         self.record.row(row)
+        for doubt in self.doubts(row):
+            self.record.warn(doubt)
+            if self.progress is not None:
+                self.progress.console.print(f"[yellow]note[/] {doubt}", highlight=False)
         before = self.seen.verdict
         if not self.ended:  # what ended the run stays its state, whatever its last evaluation shows
             self.ended = self.seen(self.parts.loop, row)
@@ -75,8 +82,8 @@ class Watch:
         if now is None or (before is not None and now.state == before.state and not self.ended):
             return
         self.states.append({"step": now.step, "state": now.state})
-        self.record.card(state=displacement.told(now), states=self.states)
-        if self.progress is not None and now.state in displacement.SICK:
+        self.record.card(state=told(now), states=self.states)
+        if self.progress is not None and now.state in SICK:
             self.progress.console.print(f"step {now.step}: {now}", highlight=False, markup=False)
 
     def evaluate(self) -> None:

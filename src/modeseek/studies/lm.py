@@ -63,6 +63,7 @@ class LanguageModel:
         return from_dict({**tree, **own, "output_dir": str(folder)}, where=method)
 
     def _rows(self, method: str, seed: int, dials: Mapping[str, Dial]) -> list[Row]:
+        from modeseek.data.kept import kept_tokens
         from modeseek.runs import train
         from modeseek.train import NotFinite
 
@@ -71,7 +72,8 @@ class LanguageModel:
         lost: list[Row] = []
         if not (record.is_run(folder) and "steps" in record.read(folder).card):
             try:
-                train(run, resume=(folder / record.ROWS).exists(), console=Console(quiet=True))
+                with kept_tokens():  # the next run of this process has the same texts
+                    train(run, resume=(folder / record.ROWS).exists(), console=Console(quiet=True))
             except NotFinite:
                 lost = [{"seed": seed, "step": run.max_steps, "reward": float("nan"), "kl": float("nan")}]
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -70,9 +70,7 @@ def encode(job: Job, rows: Sequence[Row], seconds: float) -> bytes:
 
 def write(folder: Path, job: Job, content: bytes) -> None:
     """Keep a finished job."""
-    path = folder / ROWS / job.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, content)
+    write_bytes(folder / ROWS / job.name, content)
 
 
 def done(folder: Path, job: Job) -> bool:

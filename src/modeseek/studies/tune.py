@@ -92,7 +92,6 @@ def read(path: Path, worlds: Sequence[World], tune_seeds: int) -> dict[tuple[str
 
 def write(path: Path, said: Mapping[str, Any]) -> None:
     """Replace the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, said)
 
 

@@ -9,7 +9,7 @@ the scale: half the sum of the two divergences themselves.
 from __future__ import annotations
 
 from modeseek.studies.base import Cell, Claim, Contrast, Part, Study, read
-from modeseek.studies.claims.song import scaled
+from modeseek.studies.claims.contrasts import scaled
 from modeseek.studies.worlds.divergence import Divergence
 
 PAPER = "2404.14367"

@@ -21,11 +21,11 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from modeseek import build, config, sources
-from modeseek.batch import PKT, Batch
+from modeseek.batch import PKT, PS, Batch, MaskPS
 from modeseek.objectives import RWR, reads
 from modeseek.policies.bandit import Bandit
 from modeseek.policies.base import Sampling
@@ -113,14 +113,7 @@ class Bump(nn.Module):
         """To the uniform reference."""
         return float(np.log(PLACES)) - self.entropy(batch)
 
-    def sample(
-        self,
-        prompt: Int[Tensor, "P S"],
-        prompt_mask: Bool[Tensor, "P S"],
-        k: int,
-        rng: Generator,
-        **how: Unpack[Sampling],
-    ) -> Batch:
+    def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
         return Bandit(self.all_logp().detach()[None]).sample(prompt, prompt_mask, k, rng, **how)
 
     eos, max_new = tuple(range(PLACES)), 1

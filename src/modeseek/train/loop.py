@@ -1,10 +1,8 @@
 """The loop: draw, prepare, step, watch. It knows neither policies nor rewards nor methods."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,118 +10,17 @@ from torch import Generator, Tensor, nn
 from modeseek.batch import Batch
 from modeseek.distributed import ALONE, Team
 from modeseek.distributed.team import cuts, home, whole
-from modeseek.objectives import Loss, Objective, call, max_age, may_read, reads
-from modeseek.ops import seq
+from modeseek.objectives import Loss, Objective, max_age, reads
 from modeseek.sources import Source, Stateful
 from modeseek.stages import Stage
-
-LIVE = frozenset({"logp", "value", "score", "entropy", "kl", "features"})  # what a model says, with a gradient
-
-
-@dataclass(frozen=True, kw_only=True)
-class Steps:
-    """How the loop steps. The dials of on-policyness are `minibatch`, `passes` and `max_age`, with the source's
-    prompts per round: one round of B prompts gives passes x B / minibatch optimiser steps."""
-
-    max_steps: int = 100  # optimiser steps
-    learning_rate: float = 1e-5
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up, down to zero
-    warmup_steps: int = 0
-    warmup_ratio: float = 0.0  # instead: the share of max_steps, rounded up to whole steps
-    minibatch: int | None = None  # prompts per optimiser step; unset: the whole round
-    passes: int = 1  # times a round is gone through (sample reuse; PPO's epochs)
-    max_age: int | None = None  # optimiser steps a fresh sample may be old; a round ends when its samples are older
-    microbatch: int | None = None  # prompts per backward pass: changes memory, never the result
-    microbatch_tokens: int | None = None  # instead: tokens per backward pass, a prompt counted once for its responses
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    bf16: bool = False  # autocast the forward pass; weights and optimiser stay in float32
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "passes", "minibatch", "microbatch", "microbatch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: {value}, expected at least 1")
-        if self.microbatch and self.microbatch_tokens:
-            raise ValueError("microbatch, microbatch_tokens: both given; one bounds a pass by prompts, one by tokens")
-        if self.warmup_steps and self.warmup_ratio:
-            raise ValueError("warmup_steps, warmup_ratio: both given; one is in optimiser steps, one a share of them")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio: {self.warmup_ratio}, expected at least 0 and below 1")
-        if self.max_age is not None and self.max_age < 0:
-            raise ValueError(f"max_age: {self.max_age}, expected at least 0")
-
-    def rate(self, step: int) -> float:
-        """Learning rate of optimiser step `step`, counted from 0."""
-        warmup = self.warmup_steps or math.ceil(self.warmup_ratio * self.max_steps)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        if self.schedule == "constant":
-            return self.learning_rate
-        done = (step - warmup) / max(1, self.max_steps - warmup)
-        left = 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-        return self.learning_rate * left
+from modeseek.train.finite import NotFinite, in_forward, in_gradients
+from modeseek.train.round import Round, describe
+from modeseek.train.seam import evaluate
+from modeseek.train.steps import Steps
 
 
 class NothingToLearn(RuntimeError):
     """Round after round the stages leave every prompt out."""
-
-
-class NotFinite(RuntimeError):
-    """A NaN or an infinity, with what is needed to find out why."""
-
-    def __init__(self, tensor: str, step: int, rows: list[int], batch: Batch):
-        self.tensor, self.step, self.rows, self.batch = tensor, step, rows, batch
-        where = f" in rows {rows[:8]}{' and more' if len(rows) > 8 else ''}" if rows else ""
-        super().__init__(f"{tensor} is not finite at step {step}{where}")
-
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        return type(self), (self.tensor, self.step, self.rows, self.batch)  # from a worker process
-
-
-def evaluate(objective: Objective, model: nn.Module, batch: Batch) -> Loss:
-    """The objective's loss on a batch: the one seam between the two.
-
-    A model with an `evaluate` of its own is given the names to fetch and the objective to apply, and may apply it
-    to whole prompts at a time.
-    """
-    wanted = frozenset(reads(objective) | may_read(objective)) & LIVE
-    apply = lambda part, live: call(objective, part, live)
-    fused = getattr(model, "evaluate", None)
-    if fused is not None:
-        return fused(batch, wanted, apply)
-    for name in sorted(wanted):
-        if not hasattr(model, name):
-            raise ValueError(f"{type(objective).__name__} reads {name}, which a {type(model).__name__} cannot say")
-    return apply(batch, {name: getattr(model, name)(batch) for name in sorted(wanted)})
-
-
-@dataclass
-class Round:
-    """The batch being learnt from, and how far we are in it."""
-
-    batch: Batch  # as the stages left it
-    drawn: Tensor  # [B] weights of the prompts as drawn, before any stage left one out
-    order: Tensor  # [passes, B] the order in which each pass visits them
-    at: int = 0  # minibatches visited
-    age: int = 0  # optimiser steps taken since it was drawn
-    seen: Mapping[str, float] = field(default_factory=dict)  # what the round looked like, for the rows
-
-    def minibatches(self, size: int | None) -> int:
-        passes, drawn = self.order.shape
-        return passes * math.ceil(drawn / (size or drawn))
-
-    def visit(self, size: int | None) -> tuple[Batch, float]:
-        """The next minibatch, and the weight of its prompts as drawn: the divisor."""
-        per_pass = self.minibatches(size) // len(self.order)
-        row, column = divmod(self.at, per_pass)
-        size = size or self.order.shape[1]
-        places = self.order[row, column * size : (column + 1) * size]
-        part = self.batch.prompts(torch.isin(self.batch["place"].cpu(), places))
-        return part, float(self.drawn[places].sum())
 
 
 class Loop:
@@ -207,16 +104,7 @@ class Loop:
             "optimiser": {names[i]: dict(state) for i, state in moments.items()},
             "source": _state_of(self.source),
             "stages": {str(i): _state_of(s) for i, s in enumerate([*self.stages, *self.before])},
-            "round": None
-            if now is None
-            else {
-                "batch": now.batch.tensors(),
-                "drawn": now.drawn,
-                "order": now.order,
-                "at": now.at,
-                "age": now.age,
-                "seen": dict(now.seen),
-            },
+            "round": now and now.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -227,16 +115,14 @@ class Loop:
         missing = sorted(names.keys() ^ state["optimiser"].keys()) if state["optimiser"] else []
         if missing:
             raise ValueError(f"the checkpoint trained other parameters than this run: {missing[:3]}")
-        whole = self.optimiser.state_dict()
-        whole["state"] = {names[n]: moments for n, moments in state["optimiser"].items()}
-        self.optimiser.load_state_dict(whole)
+        kept = self.optimiser.state_dict()
+        kept["state"] = {names[n]: moments for n, moments in state["optimiser"].items()}
+        self.optimiser.load_state_dict(kept)
         _restore(self.source, state["source"])
         for i, stage in enumerate([*self.stages, *self.before]):
             _restore(stage, state["stages"][str(i)])
         now, device = state["round"], home(next(iter(self.trainable.values())))
-        self.round = now and Round(
-            Batch.from_tensors(now["batch"]).to(device), now["drawn"], now["order"], now["at"], now["age"], now["seen"]
-        )
+        self.round = now and Round.restored(now, device)
 
     def _spent(self, now: Round) -> bool:
         old = self.steps.max_age is not None and bool(now.batch.fresh.any()) and now.age > self.steps.max_age
@@ -301,34 +187,9 @@ class Loop:
         return Loss(loss.per_prompt.detach(), loss.metrics)
 
     def _not_finite(self, part: Batch, loss: Loss | None) -> NotFinite:
-        """The first thing that went wrong, in the order in which things are computed."""
-        cut, at = cuts(part, self.steps.microbatch, self.steps.microbatch_tokens), 0
-        for micro in cut:
-            found = None if loss is None else ~loss.per_prompt[at : at + len(micro)].isfinite()
-            at += len(micro)
-            if found is None or found.any():
-                error = self._not_finite_of(micro, found)
-                if error is not None:
-                    return error
-        for name, parameter in self.trainable.items():
-            if parameter.grad is not None and not whole(parameter.grad).isfinite().all():
-                return NotFinite(f"the gradient of {name}", self.step, [], part)
-        return NotFinite("the gradient's norm", self.step, [], part)
-
-    def _not_finite_of(self, part: Batch, bad_loss: Tensor | None) -> NotFinite | None:
-        rows = lambda bad: [int(part["row"][p]) if "row" in part else p for p in bad.nonzero()[:, 0].tolist()]
-        for name in sorted((reads(self.objective) | may_read(self.objective)) & part.columns.keys()):
-            column = part[name]
-            if column.is_floating_point():
-                bad = _bad(column, part)
-                if bad.any():
-                    return NotFinite(name, self.step, rows(bad), part)
-        with torch.no_grad():
-            for name in sorted(reads(self.objective) & LIVE):
-                bad = _bad(getattr(self.model, name)(part), part)
-                if bad.any():
-                    return NotFinite(f"the model's {name}", self.step, rows(bad), part)
-        return None if bad_loss is None else NotFinite("loss", self.step, rows(bad_loss), part)
+        micros = cuts(part, self.steps.microbatch, self.steps.microbatch_tokens)
+        found = in_forward(self.model, self.objective, micros, loss, self.step)
+        return found or in_gradients(self.trainable, part, self.step)
 
 
 Watch = Callable[[Loop, dict[str, float]], bool | None]
@@ -360,40 +221,9 @@ def run(loop: Loop, watch: Watch = lambda loop, row: None) -> Loop:
     return loop
 
 
-@torch.no_grad()
-def describe(batch: Batch, drawn: int) -> dict[str, float]:
-    """What a round looks like before it is learnt from: rewards, KL, lengths, and what was left out."""
-    own, row = batch.fresh & batch.present, {}
-    left = len(batch["place"].unique()) if "place" in batch else len(batch)  # a stage may make several groups of one
-    if left < drawn:
-        row["prompts/dropped"] = float(drawn - left)
-    if not len(batch):
-        return row
-    for name in ("raw_reward", "reward"):
-        if name in batch and batch.present.any():
-            row["reward"] = batch[name][batch.present].mean().item()
-            break
-    if "reward" in batch and batch.response.shape[1] > 1:
-        high = batch["reward"].masked_fill(~batch.present, float("-inf")).amax(-1)
-        low = batch["reward"].masked_fill(~batch.present, float("inf")).amin(-1)
-        row["frac_reward_zero_std"] = (high == low).float().mean().item()
-    if own.any():
-        row["completions/mean_length"] = batch.mask.sum(-1)[own].float().mean().item()
-        if "finished" in batch:
-            row["completions/finished"] = batch["finished"][own].float().mean().item()
-        if "ref_logp" in batch and "old_logp" in batch:
-            row["kl"] = seq(batch["old_logp"] - batch["ref_logp"], batch.mask)[own].mean().item()
-    return row
-
-
 def _means(loss: Loss, weight: Tensor) -> dict[str, float]:
     total = weight.sum().clamp(min=1e-12)
     return {name: float((x * weight).sum() / total) for name, x in loss.metrics.items()}
-
-
-def _bad(x: Tensor, batch: Batch) -> Tensor:
-    where = {1: torch.ones_like(batch.weight, dtype=torch.bool), 2: batch.present, 3: batch.mask}[x.ndim]
-    return (~x.isfinite() & where).flatten(1).any(1) if x.ndim > 1 else ~x.isfinite()
 
 
 def _state_of(part: object) -> dict[str, Any]:

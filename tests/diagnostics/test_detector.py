@@ -3,7 +3,8 @@
 import pytest
 
 from diagnostics.run_worlds import STATES, judged_on, runs, tuned_on
-from modeseek.diagnostics.displacement import SICK, Watch, name_state
+from modeseek.diagnostics.detector import Watch, name_state
+from modeseek.diagnostics.states import SICK
 
 RUNS = 10  # of each state, from each generator
 
