@@ -7,12 +7,12 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import matplotlib.style
 import yaml
 from markupsafe import Markup
 
 from modeseek.report import plots
+from modeseek.report.template import filled
 
 HEADS = {
     "train": "Train with {name}",
@@ -36,16 +36,10 @@ NAMES = {
 
 def render(tree: Mapping[str, Any]) -> str:
     """The whole page as one string of HTML that loads nothing."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("modeseek.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     options, rungs = tree["options"], tree.get("rungs", [])
     plan = tree.get("collect")
-    return environment.get_template("advice.html").render(
+    return filled(
+        "advice.html",
         head=headline(tree),
         tree=tree,
         version=importlib.metadata.version("modeseek"),

@@ -7,8 +7,9 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
+
+from modeseek.report.template import filled
 
 SECTIONS = {
     "on_policyness": "Is the data what the model would write?",
@@ -22,18 +23,12 @@ _WIDTH, _HEIGHT, _PAD = 120, 14, 4
 
 def render(found: Mapping[str, Any]) -> str:
     """The whole page as one string of HTML that loads nothing."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("modeseek.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections = [
         {"id": name, "heading": heading, "rows": [_row(row) for row in found["estimates"] if row["section"] == name]}
         for name, heading in SECTIONS.items()
     ]
-    return environment.get_template("diagnosis.html").render(
+    return filled(
+        "diagnosis.html",
         found=found,
         sections=[section for section in sections if section["rows"]],
         signs=SIGNS,

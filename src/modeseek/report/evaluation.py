@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib.style
 import numpy as np
 from markupsafe import Markup
@@ -20,6 +19,7 @@ from markupsafe import Markup
 from modeseek.disk import write_bytes
 from modeseek.report import plots
 from modeseek.report.curves import number
+from modeseek.report.template import filled
 
 SORTS = (("reward", "gap in reward"), ("length", "gap in length"), ("even", "least different"))
 
@@ -40,14 +40,8 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def render(found: Mapping[str, Any]) -> str:
     """The page as one string of HTML that loads nothing."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("modeseek.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("evaluation.html").render(
+    return filled(
+        "evaluation.html",
         version=importlib.metadata.version("modeseek"),
         date=datetime.date.today().isoformat(),
         number=number,

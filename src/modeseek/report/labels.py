@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from modeseek.disk import write_bytes
+from modeseek.report.template import filled
 
 
 def write(summary: Mapping[str, Any], out: str | Path, title: str) -> Path:
@@ -23,14 +22,8 @@ def write(summary: Mapping[str, Any], out: str | Path, title: str) -> Path:
 
 def render(summary: Mapping[str, Any], title: str) -> str:
     """The page as one string of HTML that loads nothing."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("modeseek.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("labels.html").render(
+    return filled(
+        "labels.html",
         title=title,
         version=importlib.metadata.version("modeseek"),
         date=datetime.date.today().isoformat(),

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
@@ -32,6 +31,7 @@ from modeseek.report.curves import (
     start,
 )
 from modeseek.report.states import states
+from modeseek.report.template import filled
 
 PROMPTS = 6  # shown side by side
 
@@ -124,16 +124,10 @@ def render(runs: Sequence[RunData], title: str | None = None) -> str:
     groups = methods(runs)
     styles = {method.name: plots.style(i) for i, method in enumerate(groups)}
     sections, absent = _sections(groups, styles)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("modeseek.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     head = table(runs)
     several = max(len(method.runs) for method in groups) > 1
-    return environment.get_template("page.html").render(
+    return filled(
+        "page.html",
         title=title or (", ".join(m.name for m in groups) if len(groups) <= 4 else f"{len(groups)} methods"),
         version=importlib.metadata.version("modeseek"),
         date=datetime.date.today().isoformat(),

@@ -8,7 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib.style
 import yaml
 from markupsafe import Markup
@@ -17,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from modeseek.disk import write_bytes
 from modeseek.report import plots
 from modeseek.report.curves import number
+from modeseek.report.template import filled
 
 PAGE = "rounds.html"
 
@@ -33,15 +33,9 @@ def render(folder: Path) -> str:
     """The whole page as one string of HTML that loads nothing."""
     rounds = read(folder)
     config = yaml.safe_load((folder / "iterate.yaml").read_text(encoding="utf-8"))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("modeseek.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     measured = [found for found in rounds if found["results"]]
-    return environment.get_template("rounds.html").render(
+    return filled(
+        "rounds.html",
         title=folder.name,
         version=metadata.version("modeseek"),
         summary=summary(rounds, int(config["rounds"])),

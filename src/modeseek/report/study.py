@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from modeseek.disk import write_bytes
 from modeseek.report import plots, study_plots
 from modeseek.report.curves import number
 from modeseek.report.study_data import StudyData, read
+from modeseek.report.template import filled
 
 PAGE = "report.html"
 MARKS = {
@@ -37,15 +37,9 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
 
 def render(data: StudyData) -> str:
     """The whole page as one string of HTML that loads nothing."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("modeseek.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sets = zip(data.found["sets"], data.asked["sets"], data.drawn["sets"], strict=True)
-    return environment.get_template("study.html").render(
+    return filled(
+        "study.html",
         head=data.found,
         sets=[_set(i, data.found["command"], *parts) for i, parts in enumerate(sets)],
         number=number,
