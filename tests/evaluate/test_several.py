@@ -182,6 +182,13 @@ def test_samples_that_differ_most_come_first_and_the_middle_is_left_out():
     assert short == [*made[:6], *made[-5:]]
 
 
+def test_the_page_names_the_spread_that_its_sizes_are_of():
+    made = page()
+    assert f"the spread over prompts seen here ({made['sizes']['deviation']:.2f})" in render(made)
+    made["sizes"]["deviation"] = 0.0  # every prompt ended alike, and the sizes are of a coin's
+    assert "seen here (0" not in render(made) and "the largest spread that a win rate can have (0.5)" in render(made)
+
+
 def test_what_a_model_wrote_is_escaped_on_the_page():
     made = page()
     made["samples"][0]["ours"]["text"] = made["samples"][0]["prompt"] = "</pre><script>alert(1)</script>"
