@@ -44,6 +44,11 @@ def test_dpo():
     }
 
 
+def test_a_pair_that_ties_is_half_in_order():
+    """As every pair is where the policy is the reference: neither right nor wrong."""
+    assert DPO(0.5)(LOGP, LOGP, MASK).metrics["rewards/accuracies"].item() == 0.5
+
+
 def test_ipo():
     is_(IPO(0.25)(LOGP, REF, MASK), (2 - 2.0) ** 2)
     is_(IPO(0.5)(LOGP, REF, MASK), (2 - 1.0) ** 2)

@@ -53,6 +53,11 @@ def masked_whiten(
     return (white if shift_mean else white + mean).masked_fill(~mask, 0.0)
 
 
+def in_order(margin: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """1 where a margin is positive, 1/2 where it is 0, as before any step, else 0."""
+    return ((margin > 0).to(margin.dtype) + (margin >= 0).to(margin.dtype)) / 2
+
+
 def kl_k1(logp: Float[Tensor, "*s"], ref_logp: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """log pi - log pi_ref. Unbiased for KL(pi || pi_ref) on samples of pi; may be negative.
 

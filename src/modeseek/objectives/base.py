@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 from torch import Tensor
 
 from modeseek.batch import COLUMNS, P_, PK, PKT, Batch, MaskPK, MaskPKT, NotFilled
-from modeseek.ops import present_mean, seq, seq_mean
+from modeseek.ops import in_order, present_mean, seq, seq_mean
 
 LogpReduction = Literal["sum", "mean"]
 TokenReduction = Literal["sum", "mean", "group_mean", "minibatch_mean"]
@@ -138,7 +138,7 @@ def reward_metrics(implied: PK) -> dict[str, Tensor]:
         "rewards/chosen": seen[:, 0],
         "rewards/rejected": seen[:, 1],
         "rewards/margins": margin,
-        "rewards/accuracies": (margin > 0).to(margin.dtype),
+        "rewards/accuracies": in_order(margin),
     }
 
 

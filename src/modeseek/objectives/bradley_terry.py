@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from modeseek.batch import P_, PK
 from modeseek.objectives.base import Axes, Loss
+from modeseek.ops import in_order
 
 
 @dataclass(frozen=True)
@@ -42,4 +43,4 @@ class BradleyTerry:
         if self.centre > 0:
             loss = loss + self.centre * (score[:, 0] + score[:, 1]).square()
         seen = gap.detach()
-        return Loss(loss, {"rewards/margins": seen, "rewards/accuracies": (seen > 0).to(seen.dtype)})
+        return Loss(loss, {"rewards/margins": seen, "rewards/accuracies": in_order(seen)})

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from modeseek.batch import PKT, MaskPKT
 from modeseek.objectives.base import Axes, Loss, pair_metrics
-from modeseek.ops import seq_mean
+from modeseek.ops import in_order, seq_mean
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,4 @@ class ORPO:
 
 def _odds(ratio: torch.Tensor) -> dict[str, torch.Tensor]:
     seen = ratio.detach()
-    return {"log_odds_ratio": seen, "rewards/accuracies": (seen > 0).to(seen.dtype)}
+    return {"log_odds_ratio": seen, "rewards/accuracies": in_order(seen)}
