@@ -7,14 +7,13 @@ import http.client
 import json
 import time
 import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from modeseek.wire import PASSING, sent
+
 _AT_MOST = 1 << 26  # bytes of an answer that are read
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-_PASSING = {408, 409, 425, 429}  # and every server's error
 
 
 class ServerFailed(ValueError):
@@ -23,11 +22,6 @@ class ServerFailed(ValueError):
     def __init__(self, message: str, status: int | None = None):
         super().__init__(message)
         self.status = status  # of HTTP; None where there was no answer
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +61,7 @@ class Endpoint:
                 status, problem = error.code, str(error.code)
                 with error, contextlib.suppress(OSError, http.client.HTTPException):
                     problem = f"{error.code} {error.read(2000).decode(errors='replace')}"
-                if status not in _PASSING and status < 500:
+                if status not in PASSING and status < 500:
                     break
             except (OSError, ValueError, http.client.HTTPException) as error:
                 status, problem = None, f"{type(error).__name__}: {error}"
@@ -75,20 +69,8 @@ class Endpoint:
         raise ServerFailed(f"{self.where}: {self.url}{path} failed, at last with {_brief(shown)}", status)
 
     def _send(self, path: str, body: dict[str, Any] | None) -> bytes:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         data = None if body is None else json.dumps(body).encode()
-        # A redirect could carry the key to another host; what goes to this machine goes through no proxy.
-        direct = [urllib.request.ProxyHandler({})] if urlsplit(self.url).hostname in _LOOPBACK else []
-        opener = urllib.request.build_opener(_NoRedirect, *direct)
-        said, end = bytearray(), time.monotonic() + self.timeout
-        with opener.open(urllib.request.Request(self.url + path, data, headers), timeout=self.timeout) as reply:
-            while part := reply.read1(1 << 16):
-                said += part
-                if len(said) > _AT_MOST:
-                    raise ValueError(f"an answer of more than {_AT_MOST} bytes")
-                if time.monotonic() > end:
-                    raise ValueError(f"an answer that took longer than {self.timeout} seconds")
-        return bytes(said)
+        return sent(self.url + path, data, key=self.key, timeout=self.timeout, most=_AT_MOST)
 
 
 def _json_object(said: bytes) -> dict[str, Any]:

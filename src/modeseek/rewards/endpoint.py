@@ -9,19 +9,14 @@ import itertools
 import json
 import os
 import threading
-import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
-from typing import Any
-from urllib.parse import urlsplit
 
 from modeseek.rewards.answers import Answer
+from modeseek.wire import PASSING, Broken, sent
 
 _AT_MOST = 1 << 22  # bytes of an answer that are read
 _LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
-_RETRIED = {408, 409, 425, 429}
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 class JudgeFailed(ValueError):
@@ -36,9 +31,6 @@ class Endpoint:
         self._timeout, self._retries, self._backoff = timeout, retries, backoff
         base = url.rstrip("/").removesuffix("/chat/completions")
         self.url = f"{base}/chat/completions"
-        # A redirect could carry the key to another host; what goes to this machine goes through no proxy.
-        direct = [urllib.request.ProxyHandler({})] if urlsplit(base).hostname in _LOOPBACK else []
-        self._opener = urllib.request.build_opener(_NoRedirect, *direct)
 
     def ask(self, body: str, stop: threading.Event, spend: Callable[[int, str], None]) -> Answer | None:
         """The answer to a request; None where `stop` is set first. Before each time that it is sent, `spend` hears how
@@ -50,15 +42,15 @@ class Endpoint:
             spend(attempt, problem)
             wait = None
             try:
-                return _answer(self._post(body))
+                return _answer(self._sent(body))
             except urllib.error.HTTPError as error:
                 with error:
                     problem = f"{error.code} {self._said(error)}"
                     wait = error.headers.get("Retry-After")
-                if error.code not in _RETRIED and error.code < 500:
+                if error.code not in PASSING and error.code < 500:
                     problem += self._hint(error.code)
                     raise JudgeFailed(f"reward.endpoint: {self.url} answered {problem}") from None
-            except _Broken as error:
+            except Broken as error:
                 problem = self._redacted(str(error))
             except (OSError, http.client.HTTPException) as error:
                 problem = self._redacted(f"{type(error).__name__}: {error}")
@@ -67,19 +59,8 @@ class Endpoint:
             stop.wait(pause(wait, self._backoff * 2**attempt, body))
         raise AssertionError
 
-    def _post(self, body: str) -> bytes:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = urllib.request.Request(self.url, body.encode(), headers)
-        end = time.monotonic() + self._timeout
-        with self._opener.open(request, timeout=self._timeout) as reply:
-            said = bytearray()
-            while part := reply.read1(1 << 16):
-                said += part
-                if len(said) > _AT_MOST:
-                    raise _Broken(f"an answer of more than {_AT_MOST} bytes")
-                if time.monotonic() > end:
-                    raise _Broken(f"an answer that took longer than {self._timeout} seconds")
-        return bytes(said)
+    def _sent(self, body: str) -> bytes:
+        return sent(self.url, body.encode(), key=self._key, timeout=self._timeout, most=_AT_MOST)
 
     def _said(self, error: urllib.error.HTTPError) -> str:
         try:
@@ -98,24 +79,15 @@ class Endpoint:
         return "; redirects are not followed: write the final URL" if 300 <= code < 400 else ""
 
 
-class _Broken(Exception):
-    """An answer that is not one."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
 def _answer(said: bytes) -> Answer:
     try:
         choice = json.loads(said)["choices"][0]
         content, reason = choice["message"]["content"], choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         shown = brief(said.decode(errors="replace"))
-        raise _Broken(f"an answer without choices[0].message.content: {shown}") from error
+        raise Broken(f"an answer without choices[0].message.content: {shown}") from error
     if not isinstance(content, str):
-        raise _Broken(f"an answer whose content is {brief(repr(content))}, expected text")
+        raise Broken(f"an answer whose content is {brief(repr(content))}, expected text")
     return Answer(content.encode(errors="replace").decode(), reason == "length")
 
 
