@@ -171,18 +171,38 @@ def test_any_number_of_samples_keeps_the_law(llama, k, prompts_are):
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3-rope", "mistral", "qwen2", "qwen2-window", "qwen3"])
-@pytest.mark.parametrize("head", ["transposed", "blocked", "as it lies"])
-def test_the_hand_driven_body_says_what_the_modules_say(name, head, prompts_are, monkeypatch):
-    if head != "transposed":
+@pytest.mark.parametrize("weights", ["transposed", "head in blocks", "head as it lies", "for so many rows"])
+def test_the_hand_driven_body_says_what_the_modules_say(name, weights, prompts_are, monkeypatch):
+    if weights.startswith("head"):
         monkeypatch.setattr(lean, "WIDE", 0)
-    if head == "as it lies":
+    if weights == "head as it lies":
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    if weights == "for so many rows":
+        monkeypatch.setattr(lean, "SMALL", 0)
     model = build(name, torch.float32)
     assert lean.fits(model)
     by_hand = roll(model, PROMPTS, 3, 12, eos=[2, 17, 33])
     torch.testing.assert_close(by_hand["old_logp"], forward_logp(model, by_hand), rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(lean, "fits", lambda model: False)
     assert_same(by_hand, roll(model, PROMPTS, 3, 12, eos=[2, 17, 33]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not lean.MKL, reason="torch without MKL")
+def test_the_weights_are_laid_out_for_as_many_rows_as_there_are(monkeypatch):
+    """Fifteen, to which rows are added as responses end; for a chunk of more rows anew; for 25 in another way."""
+    monkeypatch.setattr(lean, "SMALL", 0)
+    model, eos, laid = build("llama", torch.float32), list(range(2, 9)), []
+    lay_out = lean.Lean._lay_out
+    monkeypatch.setattr(lean.Lean, "_lay_out", lambda self, n: laid.append((n, lay_out(self, n))) or laid[-1][1])
+    batch = roll(model, PROMPTS, 3, 12, eos=eos)
+    torch.testing.assert_close(batch["old_logp"], forward_logp(model, batch), rtol=1e-5, atol=1e-5)
+    assert {rows for _, rows in laid} == {15} and min(n for n, _ in laid) < 8
+    laid.clear()
+    assert_same(batch, roll(model, PROMPTS, 3, 12, eos=eos, token_budget=80), rtol=1e-5, atol=1e-5)
+    assert {rows for _, rows in laid} == {3, 6}
+    laid.clear()
+    roll(model, PROMPTS, 5, 12, eos=eos)
+    assert laid[0] == (25, 25) and all(n == rows for n, rows in laid)
 
 
 def test_what_is_not_plain_is_not_driven_by_hand():

@@ -14,6 +14,11 @@ class Lora:
     target_modules: str = "all-linear"  # which layers, as peft names them
 
 
+def unwrapped(model: Any) -> Any:
+    """The transformers model, out of peft's wrapping: its adapters sit inside the layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def adapted(model: Any, lora: Lora) -> Any:
     """The model with adapters of random numbers, which change nothing yet."""
     from peft import LoraConfig, get_peft_model

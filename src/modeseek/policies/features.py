@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from modeseek.batch import Batch
+from modeseek.policies.adapter import unwrapped
 from modeseek.policies.bandit import Bandit
 from modeseek.policies.base import Policy
 from modeseek.policies.pack import Row, pack, said, split
@@ -52,7 +53,7 @@ def _cells(policy: Bandit, batch: Batch) -> Seen:
 
 
 def _packed(policy: Any, batch: Batch) -> Seen:
-    with _watching(_model(policy).base_model, output=True) as seen:
+    with _watching(unwrapped(policy.model).base_model, output=True) as seen:
         logp = policy.logp(batch)
     row = pack(batch)
     states = seen[-1][0]  # [L, H]
@@ -99,12 +100,8 @@ def _watching(module: nn.Module, *, output: bool) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _model(policy: Any) -> Any:
-    return policy.model.get_base_model() if hasattr(policy.model, "get_base_model") else policy.model
-
-
 def _head(policy: Any) -> nn.Module:
-    model = _model(policy)
+    model = unwrapped(policy.model)
     found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else getattr(model, "head", None)
     if found is None:
         raise ValueError(f"a {type(model).__name__} has no output layer to read hidden states before")

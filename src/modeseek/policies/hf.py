@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from modeseek.batch import PS, Batch, MaskPS
 from modeseek.policies import decode, packed
+from modeseek.policies.adapter import unwrapped
 from modeseek.policies.base import Sampling
 from modeseek.policies.causal import plain_logp, plain_sample
 from modeseek.policies.mixture import mixed
@@ -185,7 +186,7 @@ class HFPolicy(nn.Module):
     def _checkpointing(self) -> Iterator[None]:
         """transformers recomputes activations only in training mode, and only where a gradient is kept; sampling and
         the reference stay in evaluation mode, where a cache may be used. Dropout is off in both."""
-        model = _unwrapped(self.model)
+        model = unwrapped(self.model)
         name = "is_activation_checkpointing"  # transformers before 5.18 has the other name
         name = name if hasattr(model, name) else "is_gradient_checkpointing"
         wanted = getattr(model, name, False) and torch.is_grad_enabled()
@@ -259,10 +260,6 @@ class Reference:
 
     def _frozen(self) -> contextlib.AbstractContextManager[Any]:
         return self._policy.without_adapter()
-
-
-def _unwrapped(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def without_dropout(model: nn.Module) -> nn.Module:

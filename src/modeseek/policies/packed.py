@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from modeseek.batch import Batch
 from modeseek.ops import token_logp
+from modeseek.policies.adapter import unwrapped
 from modeseek.policies.attention import packed_attention
 from modeseek.policies.head import Against, Form, Head, Said, computed_in
 from modeseek.policies.layout import Layout
@@ -42,7 +43,7 @@ class Packed:
     ):
         if temperature <= 0:
             raise ValueError(f"temperature: {temperature}, expected above 0: log-probabilities need a distribution")
-        base = _base(model)
+        base = unwrapped(model)
         assert isinstance(base, PreTrainedModel), "why_not was not asked"
         module = base.get_output_embeddings()
         assert module is not None, "why_not was not asked"
@@ -165,7 +166,7 @@ def why_not(model: nn.Module, *, unverified: bool = False) -> str | None:
     """
     if any(getattr(c, "is_prompt_learning", False) for c in getattr(model, "peft_config", {}).values()):
         return "its adapter puts virtual tokens in front of each row"
-    base = _base(model)
+    base = unwrapped(model)
     if not isinstance(base, PreTrainedModel):
         return f"a {type(base).__name__} is not a transformers model"
     config, name = base.config, type(base).__name__
@@ -245,12 +246,6 @@ def _form(config: Any) -> Form:
         scale=float(scale) / float(getattr(config, "logits_scaling", None) or 1.0),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
-
-
-def _base(model: nn.Module) -> nn.Module:
-    """The transformers model, out of peft's wrapping: its adapters sit inside the layers."""
-    unwrap: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
-    return model if unwrap is None else unwrap()
 
 
 def _body(base: PreTrainedModel) -> nn.Module:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from modeseek.policies import last
+from modeseek.policies.adapter import unwrapped
 from modeseek.policies.decode.cache import Cache, Law
 
 NAME = "modeseek_decode"
@@ -63,12 +65,13 @@ def driven(model: nn.Module) -> Iterator[Body]:
     def body(cache: Cache, tokens: Tensor, positions: Tensor, at: Tensor | None) -> Tensor:
         token = _cache.set(cache)
         try:
-            said = model(
-                input_ids=tokens[None],
-                position_ids=positions[None],
-                use_cache=False,
-                logits_to_keep=0 if at is None else at,
-            )
+            with last.read_only_at(unwrapped(model), at):
+                said = model(
+                    input_ids=tokens[None],
+                    position_ids=positions[None],
+                    use_cache=False,
+                    logits_to_keep=0 if at is None else at,
+                )
         finally:
             _cache.reset(token)
         logits = said.logits[0]

@@ -158,14 +158,18 @@ class Bucket:
         return new
 
     def _by_length(self) -> list[tuple[int, Tensor | slice]]:
-        # prompts of one length go through one call, and none is padded
+        # prompts of one length go through one call, and none is padded; a prompt alone need not be gathered
         if not self.ragged:
             return [(self.S, slice(None))]
-        begin, found = 0, dict[int, list[Tensor]]()
+        begin, found = 0, dict[int, list[int]]()
         for length in self.lengths:
-            found.setdefault(length, []).append(torch.arange(begin, begin + length))
+            found.setdefault(length, []).append(begin)
             begin += length
-        return [(length, torch.cat(at).to(self.device)) for length, at in sorted(found.items())]
+        many = lambda length, at: torch.cat([torch.arange(i, i + length) for i in at]).to(self.device)
+        return [
+            (length, slice(at[0], at[0] + length) if len(at) == 1 else many(length, at))
+            for length, at in sorted(found.items())
+        ]
 
     def _read(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
         self.laws[layer] = law

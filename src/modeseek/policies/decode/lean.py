@@ -1,13 +1,15 @@
 """Models of Llama's shape, driven by hand on a CPU: the same sums with fewer and better laid out operations.
 
 A small model's step is bound by the number of operations and by how its narrow products read the weights. So the
-weights are copied once per call, transposed (a product of few rows with a `[in, out]` matrix is 1.3 to 4 times faster
-than with `[out, in]`), query, key and value joined, gate and up joined, norm weights and the attention's scale folded
-in, and the rotary halves interleaved, so that a rotation is one complex product. The copy is made anew for every
-rollout, because an optimiser step lies between two of them.
+weights are copied once per call: query, key and value joined, gate and up joined, norm weights and the attention's
+scale folded in, and the rotary halves interleaved, so that a rotation is one complex product. Behind the prompts, where
+a step has few rows, they are laid out once more for that (`_Matrix`). All of it is made anew for every rollout, because
+an optimiser step lies between two of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +19,12 @@ from torch import Tensor, nn
 from modeseek.policies.decode.cache import Cache, Law
 
 SHAPED = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-WIDE = 2048  # words from which the output layer is laid out in blocks: copying it transposed costs more than it gives
+MKL = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")  # whether it can lay weights out
+SMALL = 1 << 20  # weights up to which a step finds all of them in a core's cache, where MKL's copies give nothing
+FEW = 24  # rows up to which MKL's copies are worth the rows that they add when responses end
+WIDE = 2048  # words from which copying the output layer transposed costs more than it gives
 ROWS = 8  # for which oneDNN chooses its blocks; they serve any number
+Product = Callable[[Tensor], Tensor]
 STILL_ROPE = {"default", "linear", "llama3", "yarn"}  # angles that do not depend on how long the row is
 
 
@@ -50,13 +56,49 @@ def fits(model: nn.Module) -> bool:
     )
 
 
+class _Matrix:
+    """A linear layer; once it is laid out, its weight once more for products of few rows."""
+
+    few: Product
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight, self.bias = weight.detach(), bias  # [out, in], [out]
+
+    def many(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def lay_out(self, way: Callable[[Tensor, Tensor | None], Product]) -> None:
+        self.few = way(self.weight, self.bias)
+
+
+def _of_rows(rows: int, weight: Tensor, bias: Tensor | None) -> Product:
+    """MKL lays it out for one number of rows, which then take .6 to .9 of the time of any other way."""
+    copy = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+    return lambda x: torch.ops.mkl._mkl_linear(x, copy, weight, bias, rows)
+
+
+def _in_blocks(weight: Tensor, bias: Tensor | None) -> Product:
+    """As oneDNN reads it in one go, where torch was built with it: cheap to make, for any number of rows. With it for
+    the output layer a rollout of 8,192 or 32,000 words takes 6 to 13% less time."""
+    if not torch.backends.mkldnn.is_available():
+        return lambda x: F.linear(x, weight, bias)
+    copy = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], "")
+
+
+def _transposed(weight: Tensor, bias: Tensor | None) -> Product:
+    """A product of few rows with `[in, out]` is 1.3 to 4 times faster than with `[out, in]`. Rows that lie a power of
+    two apart would share cache lines."""
+    copy = weight.new_empty(weight.shape[1], len(weight) + 16)[:, : len(weight)].copy_(weight.t())
+    return (lambda x: torch.mm(x, copy)) if bias is None else lambda x: torch.addmm(bias, x, copy)
+
+
 @dataclass(frozen=True)
 class _Layer:
-    qkv: Tensor  # [width, (query heads + 2 heads) D]
-    bias: Tensor | None
-    out: Tensor
-    up: Tensor  # [width, 2 inner]
-    down: Tensor
+    qkv: _Matrix  # to (query heads + 2 heads) D
+    out: _Matrix
+    up: _Matrix  # to gate and up
+    down: _Matrix
     law: Law
     q_norm: Tensor | None
     k_norm: Tensor | None
@@ -81,10 +123,9 @@ class Lean:
         half = self.D // 2
         self.turn = torch.complex(cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
         self.layers = [self._laid_out(layer) for layer in m.model.layers]
-        self.norm, self.head, self.head_bias = m.model.norm.weight.detach(), m.lm_head.weight.detach(), m.lm_head.bias
-        self.blocks = _blocked(self.head) if len(self.head) > WIDE else None
-        if len(self.head) <= WIDE:
-            self.norm, self.head = None, _across(self.head * self.norm)
+        self.norm, self.head = m.model.norm.weight.detach(), _Matrix(m.lm_head.weight, m.lm_head.bias)
+        self.matrices = [m for layer in self.layers for m in (layer.qkv, layer.out, layer.up, layer.down)]
+        self.rows: int | None = None  # that a step has; 0: any number
 
     def _laid_out(self, layer: Any) -> _Layer:
         a, mlp = layer.self_attn, layer.mlp
@@ -102,11 +143,10 @@ class Lean:
         if type(a).__name__ == "MistralAttention":
             window = getattr(a.config, "sliding_window", None)
         return _Layer(
-            qkv=_across(qkv * layer.input_layernorm.weight.detach()),
-            bias=bias,
-            out=_across(a.o_proj.weight.detach()),
-            up=_across(up * layer.post_attention_layernorm.weight.detach()),
-            down=_across(mlp.down_proj.weight.detach()),
+            qkv=_Matrix(qkv * layer.input_layernorm.weight, bias),
+            out=_Matrix(a.o_proj.weight, None),
+            up=_Matrix(up * layer.post_attention_layernorm.weight, None),
+            down=_Matrix(mlp.down_proj.weight, None),
             law=Law(1.0, window),
             q_norm=self._interleaved(a.q_norm.weight) * a.scaling if normed else None,
             k_norm=self._interleaved(a.k_norm.weight) if normed else None,
@@ -119,38 +159,37 @@ class Lean:
     def _normed(self, x: Tensor) -> Tensor:
         return x * torch.add(self.eps, x.square().sum(-1, keepdim=True), alpha=self.share).rsqrt_()
 
+    def _lay_out(self, rows: int) -> int:
+        """The weights, for steps of so many rows and fewer. Returns how many rows there must be."""
+        if self.rows is None or 0 < self.rows < rows:
+            size = sum(m.weight.numel() for m in (*self.matrices, self.head))
+            self.rows = rows if MKL and rows <= FEW and size > SMALL else 0
+            for matrix in (*self.matrices, self.head):
+                wide = matrix is self.head and len(matrix.weight) > WIDE
+                matrix.lay_out(partial(_of_rows, rows) if self.rows else _in_blocks if wide else _transposed)
+        return self.rows or rows
+
     def __call__(self, cache: Cache, tokens: Tensor, positions: Tensor, at: Tensor | None) -> Tensor:
         Q, H, D, N = self.queries, self.heads, self.D, len(tokens)
+        times: Callable[[_Matrix, Tensor], Tensor] = lambda matrix, x: matrix.many(x)
+        if at is None:  # one token of every response
+            times, rows = lambda matrix, x: matrix.few(x), self._lay_out(N)
+            if rows > N:
+                tokens, positions = (F.pad(x, (0, rows - N)) for x in (tokens, positions))
         x = F.embedding(tokens, self.embed)
         turn = self.turn.index_select(0, positions)  # [N, 1, D / 2]
         for i, layer in enumerate(self.layers):
-            h = self._normed(x)
-            qkv = torch.mm(h, layer.qkv) if layer.bias is None else torch.addmm(layer.bias, h, layer.qkv)
-            qkv = qkv.view(N, Q + 2 * H, D)
+            qkv = times(layer.qkv, self._normed(x)).view(-1, Q + 2 * H, D)
             if layer.q_norm is not None and layer.k_norm is not None:
                 qkv[:, :Q] = F.rms_norm(qkv[:, :Q], (D,), layer.q_norm, self.eps.item())
                 qkv[:, Q : Q + H] = F.rms_norm(qkv[:, Q : Q + H], (D,), layer.k_norm, self.eps.item())
             torch.view_as_complex(qkv[:, : Q + H].unflatten(-1, (-1, 2))).mul_(turn)
-            q, k, v = qkv.split_with_sizes((Q, H, H), 1)
-            x.addmm_(cache(i, q, k, v, layer.law).reshape(N, Q * D), layer.out)
-            gate, up = torch.mm(self._normed(x), layer.up).chunk(2, -1)
-            x.addmm_(F.silu(gate).mul_(up), layer.down)
-        x = self._normed(x if at is None else x[at])
-        if self.norm is None:
-            return torch.mm(x, self.head) if self.head_bias is None else torch.addmm(self.head_bias, x, self.head)
-        x.mul_(self.norm)
-        if self.blocks is None:
-            return F.linear(x, self.head, self.head_bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.blocks, self.head_bias, "none", [], "")
-
-
-def _blocked(weight: Tensor) -> Tensor | None:
-    """A copy in the blocks that oneDNN reads in one go, where torch was built with it: a rollout of 8,192 or 32,000
-    words takes 6 to 13% less time."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if torch.backends.mkldnn.is_available() else None
-
-
-def _across(weight: Tensor) -> Tensor:
-    """A copy `[in, out]`, whose rows are not a power of two apart: those would share cache lines."""
-    new = weight.new_empty(weight.shape[1], weight.shape[0] + 16)[:, : weight.shape[0]]
-    return new.copy_(weight.t())
+            q, k, v = qkv[:N].split_with_sizes((Q, H, H), 1)
+            heard = cache(i, q, k, v, layer.law).reshape(N, Q * D)
+            if at is not None and i + 1 == len(self.layers):  # nobody reads the other tokens any more
+                x, heard = x[at], heard[at]
+            x += times(layer.out, heard if len(heard) == len(x) else F.pad(heard, (0, 0, 0, len(x) - N)))
+            gate, up = times(layer.up, self._normed(x)).chunk(2, -1)
+            x += times(layer.down, F.silu(gate).mul_(up))
+        said = times(self.head, self._normed(x).mul_(self.norm))
+        return said if at is not None else said[:N]
