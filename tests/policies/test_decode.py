@@ -268,13 +268,14 @@ def test_a_chunk_holds_no_more_than_the_budget(llama, monkeypatch):
     assert 50 < max(held) <= 100
 
 
-def test_buckets_of_similar_length_change_nothing(llama, prompts_are, monkeypatch):
-    eos = [2, 17, 30, 31, 32, 33, 34, 35]
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # float32 is driven by hand
+def test_buckets_of_similar_length_change_nothing(dtype, prompts_are, monkeypatch):
+    llama, eos = build("llama", dtype), [2, 17, 30, 31, 32, 33, 34, 35]
     one = roll(llama, PROMPTS, 6, 10, eos=eos)
     made = []
     monkeypatch.setattr(rollout, "WORTH", 0)
     monkeypatch.setattr(cache, "Bucket", lambda *args, **kw: made.append(args[0]) or bucket(*args, **kw))
-    assert_same(one, roll(llama, PROMPTS, 6, 10, eos=eos))
+    assert_same(one, roll(llama, PROMPTS, 6, 10, eos=eos), rtol=1e-5, atol=1e-6)
     assert made == [[11, 7], [3, 2], [1]]
 
 
@@ -284,6 +285,21 @@ def test_a_bucket_opens_only_where_it_spares_enough():
     assert made(None) == [[40, 30, 20, 9]] == made(40)
     assert made(39) == [[40, 30], [20, 9]]
     assert made(10) == [[40, 30], [20], [9]]
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 1, 4, 9])
+@pytest.mark.parametrize("asking", [1, 3, 7])
+def test_the_last_tokens_of_a_prompt_hear_what_they_hear_among_all(asking, window, softcap, monkeypatch):
+    monkeypatch.setattr(cache, "QUERIES", 2)
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 7, 8, generator=rng, dtype=torch.float64) for heads in (4, 2, 2))
+    scores = q @ k.repeat_interleave(2, 1).mT * 0.3
+    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    seen = torch.ones(7, 7).tril().triu(1 - (window or 7))
+    want = scores.masked_fill(seen == 0, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
+    got = cache._causal(q[:, :, -asking:], k, v, cache.Law(0.3, window, softcap))
+    torch.testing.assert_close(got, want[:, :, -asking:])
 
 
 def test_the_neighbours_of_a_prompt_do_not_matter(llama, prompts_are):

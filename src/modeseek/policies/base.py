@@ -83,7 +83,8 @@ def _at(p: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     within, so that no running sum over the whole is made."""
     if p.shape[1] <= 2 * BLOCK:
         return _find(p.cumsum(-1, dtype=torch.float64), u[:, None])[0].squeeze(1)
-    blocks = F.pad(p, (0, -p.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    beyond = -p.shape[1] % BLOCK
+    blocks = (F.pad(p, (0, beyond)) if beyond else p).unflatten(1, (-1, BLOCK))  # padding by nothing copies it
     mass = blocks.sum(-1).double()
     edge = mass.cumsum(-1)
     block, at = _find(edge, u[:, None])

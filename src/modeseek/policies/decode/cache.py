@@ -63,11 +63,13 @@ class Cache:
         return self.buckets[0].laws
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
-        """What the tokens hear: q `[N, query heads, D]`, k and v `[N, heads, D]` to `[N, query heads, D]`."""
+        """What the tokens hear: q `[N, query heads, D]`, k and v `[N, heads, D]` to `[N, query heads, D]`. Where
+        prompts are read, q may be that of each one's last token."""
         if len(self.buckets) == 1:
             return self.buckets[0](layer, q, k, v, law)
-        parts = zip(self.buckets, *(x.split(self._sizes) for x in (q, k, v)), strict=True)
-        return torch.cat([bucket(layer, *qkv, law) for bucket, *qkv in parts])
+        asking = self._sizes if len(q) == len(k) else [len(bucket.lengths) for bucket in self.buckets]
+        parts = zip(self.buckets, q.split(asking), k.split(self._sizes), v.split(self._sizes), strict=True)
+        return torch.cat([bucket(layer, q, k, v, law) for bucket, q, k, v in parts])
 
     def start(self) -> None:
         """The prompts are read; from here each call is one token of every row."""
@@ -157,27 +159,32 @@ class Bucket:
         new[:, :, :, : self.at] = part
         return new
 
-    def _by_length(self) -> list[tuple[int, Tensor | slice]]:
+    def _by_length(self) -> list[tuple[int, Tensor | slice, Tensor | slice]]:
         # prompts of one length go through one call, and none is padded; a prompt alone need not be gathered
         if not self.ragged:
-            return [(self.S, slice(None))]
-        begin, found = 0, dict[int, list[int]]()
-        for length in self.lengths:
-            found.setdefault(length, []).append(begin)
-            begin += length
-        many = lambda length, at: torch.cat([torch.arange(i, i + length) for i in at]).to(self.device)
-        return [
-            (length, slice(at[0], at[0] + length) if len(at) == 1 else many(length, at))
-            for length, at in sorted(found.items())
-        ]
+            return [(self.S, slice(None), slice(None))]
+        found, starts = dict[int, list[int]](), [0, *accumulate(self.lengths)]
+        for i, length in enumerate(self.lengths):
+            found.setdefault(length, []).append(i)
+        runs: list[tuple[int, Tensor | slice, Tensor | slice]] = []
+        for length, who in sorted(found.items()):
+            if len(who) == 1:
+                begin = starts[who[0]]
+                runs.append((length, slice(begin, begin + length), slice(who[0], who[0] + 1)))
+            else:
+                at = torch.cat([torch.arange(starts[i], starts[i] + length) for i in who])
+                runs.append((length, at.to(self.device), torch.tensor(who, device=self.device)))
+        return runs
 
     def _read(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
         self.laws[layer] = law
         self._store(layer, k, v)
         out = q.new_empty(*q.shape[:2], v.shape[-1])
-        for length, at in self._runs:
-            own = [x[at].unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v)]  # [prompts, heads, length, D]
-            out[at] = _causal(own[0], own[1], own[2], law).transpose(1, 2).flatten(0, 1)
+        for length, at, who in self._runs:
+            keys, values = (x[at].unflatten(0, (-1, length)).transpose(1, 2) for x in (k, v))  # [prompts, H, length, D]
+            asks = at if len(q) == len(k) else who
+            queries = q[asks].unflatten(0, (len(keys), -1)).transpose(1, 2)
+            out[asks] = _causal(queries, keys, values, law).transpose(1, 2).flatten(0, 1)
         return out
 
     def _store(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -265,19 +272,21 @@ def _weights(
 
 
 def _causal(
-    q: Float[Tensor, "n Hq S D"], k: Float[Tensor, "n H S D"], v: Float[Tensor, "n H S E"], law: Law
-) -> Float[Tensor, "n Hq S E"]:
-    """Attention within prompts of one length."""
-    S, many = q.shape[2], q.shape[1] // k.shape[1]
+    q: Float[Tensor, "n Hq Q D"], k: Float[Tensor, "n H S D"], v: Float[Tensor, "n H S E"], law: Law
+) -> Float[Tensor, "n Hq Q E"]:
+    """Attention within prompts of one length; of their last tokens where these alone ask."""
+    Q, S, many = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     if law.softcap is None and law.sinks is None:
-        if law.window is None or law.window >= S:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=law.scale, enable_gqa=many > 1)
-        sees = torch.ones(S, S, dtype=torch.bool, device=q.device).tril().triu(1 - law.window)
+        if (law.window is None or law.window >= S) and Q in (1, S):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=Q > 1, scale=law.scale, enable_gqa=many > 1)
+        sees = torch.ones(S, S, dtype=torch.bool, device=q.device).tril()[S - Q :]
+        if law.window is not None:
+            sees = sees.triu(S - Q + 1 - law.window)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=law.scale, enable_gqa=many > 1)
     q = (q * law.scale).unflatten(1, (-1, many))  # [n, H, G, S, D]
     parts = []
-    for i in range(0, S, QUERIES):
-        part = q[:, :, :, i : i + QUERIES]
+    for i in range(S - Q, S, QUERIES):
+        part = q[:, :, :, i - S + Q : i - S + Q + QUERIES]
         end = i + part.shape[3]
         scores = part @ k[:, :, None, :end].mT  # [n, H, G, rows, end]
         if law.softcap is not None:

@@ -185,9 +185,9 @@ class Lean:
                 qkv[:, Q : Q + H] = F.rms_norm(qkv[:, Q : Q + H], (D,), layer.k_norm, self.eps.item())
             torch.view_as_complex(qkv[:, : Q + H].unflatten(-1, (-1, 2))).mul_(turn)
             q, k, v = qkv[:N].split_with_sizes((Q, H, H), 1)
-            heard = cache(i, q, k, v, layer.law).reshape(N, Q * D)
             if at is not None and i + 1 == len(self.layers):  # nobody reads the other tokens any more
-                x, heard = x[at], heard[at]
+                x, q = x[at], q[at]
+            heard = cache(i, q, k, v, layer.law).reshape(-1, Q * D)
             x += times(layer.out, heard if len(heard) == len(x) else F.pad(heard, (0, 0, 0, len(x) - N)))
             gate, up = times(layer.up, self._normed(x)).chunk(2, -1)
             x += times(layer.down, F.silu(gate).mul_(up))
