@@ -1,0 +1,75 @@
+"""The hand-written norm against transformers' own modules and autograd."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from modeseek.policies import norm
+
+
+def both_ways(module: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> list[list[torch.Tensor]]:
+    """Output and gradients of x and the weight: as the module is, and by hand."""
+    found = []
+    for hand in (False, True):
+        x = x.detach().requires_grad_()
+        with norm.by_hand(module if hand else nn.Identity()):
+            y = module(x)
+        found.append([y, *torch.autograd.grad(y, [x, module.weight], grad)])
+    return found
+
+
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen3RMSNorm])
+@pytest.mark.parametrize("shape", [(1, 7, 16), (1, 5, 4, 16), (0, 16)])
+def test_values_and_gradients_are_the_module_s(kind, shape):
+    rng = torch.Generator().manual_seed(0)
+    module, x, grad = kind(16, eps=1e-3), torch.randn(shape, generator=rng), torch.randn(shape, generator=rng)
+    module.weight.data = 1 + torch.randn(16, generator=rng) / 3
+    own, hand = both_ways(module, x, grad)
+    assert torch.equal(own[0], hand[0])
+    for a, b in zip(own[1:], hand[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_by_hand_in_numbers():
+    """x = (3, 4), weight (1, 2), no eps: y = x / sqrt(12.5), and d y_1 / d x = (16, -12) / 12.5^1.5 / 2."""
+    module = LlamaRMSNorm(2, eps=0.0)
+    module.weight.data = torch.tensor([1.0, 2.0])
+    _, (y, dx, dweight) = both_ways(module, torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(y, torch.tensor([[3.0, 8.0]]) / 12.5**0.5)
+    torch.testing.assert_close(dx, torch.tensor([[16.0, -12.0]]) / 12.5**1.5 / 2)
+    torch.testing.assert_close(dweight, torch.tensor([3.0, 0.0]) / 12.5**0.5)
+
+
+def test_a_frozen_weight_has_no_gradient_and_others_are_left_alone():
+    module = LlamaRMSNorm(4)
+    module.weight.requires_grad_(False)
+    x = torch.randn(2, 4, requires_grad=True)
+    with norm.by_hand(module):
+        module(x).sum().backward()
+    assert module.weight.grad is None and x.grad is not None
+    assert "forward" not in vars(module)
+
+
+@pytest.mark.parametrize("module", [LlamaRMSNorm(8).double(), LlamaRMSNorm(8).bfloat16(), Gemma2RMSNorm(8)])
+def test_other_numbers_and_other_norms_go_the_module_s_own_way(module, monkeypatch):
+    monkeypatch.setattr(norm._Rms, "apply", None)
+    monkeypatch.setitem(norm._kinds, LlamaRMSNorm, True)
+    x = torch.randn(3, 8, dtype=module.weight.dtype)
+    with norm.by_hand(module):
+        assert torch.equal(module(x), type(module).forward(module, x))
+
+
+def test_a_norm_that_only_looks_like_it_is_left_alone():
+    class Shifted(LlamaRMSNorm):
+        def forward(self, hidden_states):
+            return super().forward(hidden_states) + hidden_states * 1e-3
+
+    module = Shifted(8)
+    with norm.by_hand(module):
+        assert "forward" not in vars(module)
+    taken = LlamaRMSNorm(8)
+    with norm.by_hand(taken):
+        assert "forward" in vars(taken)
