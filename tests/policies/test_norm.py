@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
@@ -73,3 +74,24 @@ def test_a_norm_that_only_looks_like_it_is_left_alone():
     taken = LlamaRMSNorm(8)
     with norm.by_hand(taken):
         assert "forward" in vars(taken)
+
+
+def test_a_backward_under_autocast_is_in_float32():
+    module, x, grad = LlamaRMSNorm(64), torch.randn(5, 64), torch.randn(5, 64)
+    found = []
+    for autocast in (False, True):
+        x = x.detach().requires_grad_()
+        with norm.by_hand(module):
+            y = module(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found.append(torch.autograd.grad(y, x, grad)[0])
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("within", [FakeTensorMode(), torch.device("meta"), torch.autocast("cpu", torch.bfloat16)])
+def test_a_class_is_tried_with_real_numbers_whatever_surrounds_it(within, monkeypatch):
+    """A plan fakes its tensors, and what it finds is asked again when the run is trained."""
+    monkeypatch.setattr(norm, "_kinds", {})
+    module = LlamaRMSNorm(4)
+    with within, norm.by_hand(module):
+        assert "forward" in vars(module)
