@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -65,28 +66,22 @@ def meet(
     several = [records[i] for i in order if len(records[i].responses) > 1][: 2 * prompts]
     if not several:
         raise ValueError(f"data: {data} has no pairs; advice needs a chosen and a rejected response to a prompt")
-    groups = tokenise(
-        several,
-        template,
+    cut = partial(
+        tokenise,
+        template=template,
         max_length=limit,
         max_completion_length=max_completion_length,
         responses="best_worst",
         truncate_responses=True,
     )
+    groups = cut(several)
     whole = [i for i in range(len(groups)) if groups.first[i + 1] - groups.first[i] == 2][:prompts]
     if len(whole) < 8:
         raise ValueError(
             f"data: {len(whole)} of {len(several)} pairs fit into {limit} tokens, expected at least 8; "
             "write a larger --max_length, or give more data"
         )
-    pairs = tokenise(
-        [groups.records[i] for i in whole],
-        template,
-        max_length=limit,
-        max_completion_length=max_completion_length,
-        responses="best_worst",
-        truncate_responses=True,
-    )
+    pairs = cut([groups.records[i] for i in whole])
     worth = None if reward is None else build_reward(reward, template, raw_prompts(pairs))
     clock = Clock(tell)
     seen = look(policy, pairs, samples=samples, reward=worth, seed=seed, tell=clock)
