@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from modeseek.policies import last, norm
+from modeseek.policies import elementwise, last
 from modeseek.policies.flex import flex
 from modeseek.policies.layout import Layout
 from modeseek.policies.pack import Segment
@@ -234,7 +234,7 @@ def _routed(model: nn.Module, read: Tensor | None) -> Iterator[None]:
     found: list[Any] = [getattr(m, "config", None) for m in model.modules()]
     configs = {id(c): c for c in found if hasattr(c, "_attn_implementation")}
     before = {i: c._attn_implementation for i, c in configs.items()}
-    with last.read_only_at(model, read), norm.by_hand(model):
+    with last.read_only_at(model, read), elementwise.by_hand(model):
         try:
             for c in configs.values():
                 c._attn_implementation = NAME
