@@ -14,7 +14,7 @@ from modeseek.plan.devices import DEVICES, GIB, device
 from modeseek.plan.lengths import Length, Lengths, lengths, responses
 from modeseek.plan.memory import cache_per_token, fullest, merged, models, moments
 from modeseek.plan.plan import plan, remedies
-from modeseek.plan.simulate import Groups, Learner, sizes, training_pass
+from modeseek.plan.simulate import Groups, Learner, copied, sizes, training_pass
 from modeseek.policies.adapter import Lora
 from modeseek.rewards import Length as LengthReward
 
@@ -166,6 +166,21 @@ def test_decoding_reads_weights_and_cache_at_every_token(small):
     assert found.seconds["decoding"] == pytest.approx(8 * moved / 1e6)
     assert found.sampled == 16 * 4 * 4
     assert found.flops["prefill"] == 2 * (3 * LAYER + 16) * 160
+
+
+def test_a_rollout_on_a_cpu_lays_the_weights_out_anew(small):
+    """Queries, keys and values, gate and up once, all of a layer and the output layer once more."""
+    joined = 256 + 128 + 128 + 2 * 512
+    laid_out = 4 * (3 * (joined + LAYER - 2 * 16) + 100 * 16)
+    assert laid_out <= copied(learner()) <= laid_out + 100  # and one position's angles
+    with_angles = copied(learner())
+    sampled = dpo(small, source=OnPolicy(num_generations=2), stages=(StageSpec(name="score"),), reward=LengthReward())
+    drawing = lambda run: next(m for m in moments(run, CPU, 1, KNOWN) if m.name == "drawing a round")
+    part = lambda run: drawing(run).parts.get("weights laid out anew", 0)
+    assert part(sampled) == with_angles
+    assert part(dpo(small)) == 0
+    for other in ({"bf16": True}, {"lora": Lora()}, {"dtype": "bfloat16"}, {"on_gpu": True}):
+        assert copied(learner(**other)) == 0
 
 
 def test_steps_of_epochs_come_from_the_rows(small):

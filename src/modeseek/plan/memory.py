@@ -12,7 +12,7 @@ from modeseek.config import Run
 from modeseek.plan.architectures import architecture
 from modeseek.plan.devices import Device
 from modeseek.plan.lengths import Lengths, responses
-from modeseek.plan.simulate import Groups, Learner, Sizes, reading_pass, scoring_pass, sizes, training_pass
+from modeseek.plan.simulate import Groups, Learner, Sizes, copied, reading_pass, scoring_pass, sizes, training_pass
 from modeseek.rewards import Ensemble, Model
 
 _ADAM_8BIT = 2  # bytes of two moments
@@ -160,8 +160,9 @@ def _drawing(run: Run, made: Models, devices: int, told: Lengths) -> dict[str, f
     at_once = 16 if not reads else max(16, math.ceil(run.prompts_per_round / devices))
     groups = fullest(run, told, at_once)
     reading = 0 if scores(run) else _reading(made, min(budget, groups.packed))
-    if cache + prefill > reading:
-        return {"keys and values": cache, "activations": float(prefill)}
+    copies = copied(made.policy) if prompts else 0
+    if cache + prefill + copies > reading:
+        return {"keys and values": cache, "weights laid out anew": float(copies), "activations": float(prefill)}
     return {"activations": float(reading)}
 
 

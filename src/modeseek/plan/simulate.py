@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from modeseek.policies.adapter import Lora, adapted
+from modeseek.policies.decode import lean
 from modeseek.policies.hf import without_dropout
 from modeseek.policies.pack import Row, Segment
 from modeseek.policies.packed import Packed
@@ -192,6 +193,27 @@ def reading_pass(learner: Learner, tokens: int) -> int:
             said = packed._head(packed._states(row), row.target)
         del said
     return live.peak
+
+
+@functools.cache
+def copied(learner: Learner) -> int:
+    """Bytes of the copies of its weights that a rollout driven by hand makes; 0 where the model drives itself."""
+    one, two = (_copied(_shallow(learner, depth)) for depth in (1, 2))
+    return one + (learner.told()["num_hidden_layers"] - 1) * (two - one)
+
+
+def _copied(learner: Learner) -> int:
+    if learner.on_gpu:
+        return 0
+    model, live = _causal(learner), _Live()
+    with FakeTensorMode(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=learner.bf16):
+        model = _faked(model)
+        if not lean.fits(model):
+            return 0
+        with live:
+            body = lean.Lean(model, 1)
+        again = (*body.matrices, body.head)  # once more, for steps of few rows
+        return live.now + sum(m.weight.numel() * m.weight.element_size() for m in again)
 
 
 class _Live(TorchDispatchMode):
