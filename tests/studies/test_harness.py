@@ -233,6 +233,9 @@ def test_a_version_reaches_what_is_imported_and_not_how_it_is_laid_out():
     found = version._closure({"modeseek.objectives.dpo"})
     assert {"modeseek.objectives.base", "modeseek.ops"} <= set(found) and "modeseek.runs" not in found
     assert version.of_text("x = 1") == version.of_text("x  =  1  # one") != version.of_text("x = 2")
+    said = '"""A module."""\ndef f():\n    """A function."""\n    return 1'
+    assert version.of_text(said) == version.of_text("def f(): return 1") != version.of_text("def f(): return 2")
+    assert version.of_text('x = 1\n"said"') != version.of_text("x = 1")
 
 
 def test_the_time_left_counts_each_world_by_its_own_pace():

@@ -1,6 +1,6 @@
 """The version of a world: a hash of its source and of every module of ours that it imports, as far as that goes.
 
-Comments and layout do not count. What was computed by another version is computed again.
+Comments, docstrings and layout do not count. What was computed by another version is computed again.
 """
 
 from __future__ import annotations
@@ -70,4 +70,8 @@ def _source(name: str) -> str | None:
 
 @cache
 def _tree(text: str) -> str:
-    return ast.dump(ast.parse(text))
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
