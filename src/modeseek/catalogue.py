@@ -122,18 +122,23 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def page() -> str:
-    """docs/objectives.md."""
-    facts = [
+def facts() -> str:
+    """The objectives for the documentation, shipped as a method or not."""
+    lines = [
         "| objective | equation | own samples | negative gradient | claimed KL | reads | source |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in objectives():
-        facts.append(
+        lines.append(
             f"| {row['objective']} | `{row['equation'].replace('|', '/')}` | "
             f"{'needed' if row['on_policy'] else '–'} | {row['negative_gradient']} | {row['claimed_kl']} | "
             f"{', '.join(row['reads'])} | {row['paper']} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """docs/objectives.md."""
     return "\n".join(
         [
             "# Methods and objectives",
@@ -153,8 +158,7 @@ def page() -> str:
             "*Own samples* and *negative gradient* are facts, checked by the contract tests; the direction of the KL",
             "is what 2404.14367 claims of the objective.",
             "",
-            *facts,
-            "",
+            facts(),
             "## What they read",
             "",
             "P prompts, K responses to each, T tokens in each. In a run the loop gives all of it; a call of one's own",

@@ -243,12 +243,7 @@ def judged(
     seed: int,
 ) -> tuple[int, tuple[Standing, ...]]:
     """Spend the labels, a few at a time; how many have been bought, and where everyone stands."""
-    M = pool.moved.shape[2]
-    first = torch.arange(0, pool.told, 2)
-    pairs = torch.stack([first, first + 1], 1)[None]
-    unknown = torch.zeros(1, M, dtype=torch.float64)  # the judge is asked; what a reward says of itself is no evidence
-    fits = belief.fit(pool.kernel, pairs, torch.tensor([len(first)]), unknown, torch.tensor([False]), prior.settings)
-    start = prior.belief(fits, diagnoses(problem.twin))
+    start = _from_pairs(problem, pool, prior)
     names = [Arm().name, *(arm.name for arm in arms)]
     kept, bought = book.kept(names)
     pool.readings = [(pool.place(*where), reading) for *where, reading in kept]
@@ -271,6 +266,32 @@ def judged(
             whose, prompt, nth = pool.where(place)
             book.add(names[whose], prompt, nth, reading)
             bought += 1
+    return bought, _standings(pool, arms, mean, covariance, chance, unit, steps)
+
+
+def _from_pairs(problem: Problem, pool: Pool, prior: Prior) -> Belief:
+    """What the data's pairs say of every response, before the judge has read one."""
+    first = torch.arange(0, pool.told, 2)
+    pairs = torch.stack([first, first + 1], 1)[None]
+    M = pool.moved.shape[2]
+    unknown = torch.zeros(1, M, dtype=torch.float64)  # the judge is asked; what a reward says of itself is no evidence
+    fits = belief.fit(pool.kernel, pairs, torch.tensor([len(first)]), unknown, torch.tensor([False]), prior.settings)
+    return prior.belief(fits, diagnoses(problem.twin))
+
+
+def _standings(
+    pool: Pool,
+    arms: Sequence[Arm],
+    mean: Float[Tensor, " C"],
+    covariance: Float[Tensor, "C C"],
+    chance: Float[Tensor, " C"],
+    unit: float,
+    steps: int,
+) -> tuple[Standing, ...]:
+    """Everyone, the likeliest best first, doing nothing among them; the hopeless and the worse half are dropped.
+
+    `mean` and `covariance` are of gains in log-odds, doing nothing first; `unit` is what a log-odds is to the judge.
+    """
     reach = 1.2815515655446004 * covariance.diagonal().clamp(min=0).sqrt()
     standings = [
         Standing(
@@ -288,7 +309,7 @@ def judged(
     standings.sort(key=lambda s: -s.best)
     half = max(2, (len(arms) + 1) // 2)
     dropped = lambda i, s: s.arm.method is not None and (s.best < HOPELESS or i >= half)
-    return bought, tuple(Standing(**{**vars(s), "dropped": dropped(i, s)}) for i, s in enumerate(standings))
+    return tuple(Standing(**{**vars(s), "dropped": dropped(i, s)}) for i, s in enumerate(standings))
 
 
 def winner(standings: Sequence[Standing]) -> Standing:

@@ -100,7 +100,6 @@ def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
     from modeseek.config import Run, parse_reward
     from modeseek.data.files import load
     from modeseek.data.template import Template
-    from modeseek.data.tokenise import tokenise_prompts
     from modeseek.evaluate.checkpoints import open_policy, shape_of
     from modeseek.evaluate.sides import Side
     from modeseek.evaluate.trial import Trial
@@ -112,25 +111,12 @@ def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
     reward, gold = parse_reward(asked.reward), parse_reward(asked.gold, "gold") if asked.gold else None
     reference = opened(asked.against[0])
     records = load(asked.prompts, split=asked.split)
-    prompts = tokenise_prompts(
-        records[: asked.limit or len(records)],
-        template,
-        max_length=min(asked.max_length, context_of(reference) or asked.max_length),
-        max_completion_length=asked.max_completion_length,
-    )
+    prompts = _tokens(asked, records[: asked.limit or len(records)], template, context_of(reference))
     sides = dict[str, Side]()
     for name in [name for name in templates if name != asked.against[0]]:
         templates[name] = own = _own(name, template, prompts.records)
         if own is not template:
-            asked_in = tokenise_prompts(
-                prompts.records,
-                own,
-                max_length=min(asked.max_length, context(shape_of(name)) or asked.max_length),
-                max_completion_length=asked.max_completion_length,
-            )
-            if len(asked_in) < len(prompts):
-                raise ValueError(f"prompts: {name} cannot read {len(prompts) - len(asked_in)} of them; leave them out")
-            sides[name] = Side(prompts=asked_in, texts=raw_prompts(asked_in), decoder=own)
+            sides[name] = _side(asked, name, own, prompts.records)
     return Trial(
         policies=asked.policies,
         baselines=asked.against,
@@ -148,6 +134,30 @@ def _trial(asked: Evaluate) -> Any:  # a Trial, whose import costs seconds
         seed=asked.seed,
         temperature=asked.temperature,
         sides=sides,
+    )
+
+
+def _side(asked: Evaluate, name: str, own: Any, records: Sequence[Any]) -> Any:  # a Side
+    """The prompts as a policy of another template reads them; all of them, or there is nothing to compare."""
+    from modeseek.build import raw_prompts
+    from modeseek.evaluate.checkpoints import shape_of
+    from modeseek.evaluate.sides import Side
+
+    prompts = _tokens(asked, records, own, context(shape_of(name)))
+    if len(prompts) < len(records):
+        raise ValueError(f"prompts: {name} cannot read {len(records) - len(prompts)} of them; leave them out")
+    return Side(prompts=prompts, texts=raw_prompts(prompts), decoder=own)
+
+
+def _tokens(asked: Evaluate, records: Sequence[Any], template: Any, limit: int | None) -> Any:  # Groups
+    """Prompts in a template's tokens, `limit` being what its model reads at most; those that are too long are out."""
+    from modeseek.data.tokenise import tokenise_prompts
+
+    return tokenise_prompts(
+        records,
+        template,
+        max_length=min(asked.max_length, limit or asked.max_length),
+        max_completion_length=asked.max_completion_length,
     )
 
 

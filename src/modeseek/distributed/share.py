@@ -49,6 +49,8 @@ class Shared:
 
     @torch.no_grad()
     def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
+        """The whole round [P, k, T] on every rank, though each decodes its own prompts only. All ranks must call it
+        with the same prompts and `rng`, which ends where one process would have left it."""
         team = self._team
         if not len(prompt):
             return self._asked.sample(prompt, prompt_mask, k, rng, **how)

@@ -86,6 +86,16 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
     assert stage is not None
     _method(out, given, str(stage.value), stage.origin)
     out.set("model", given.take("model_name_or_path"))
+    _data(out, given)
+    _steps(out, given, devices)
+    _weights(out, given)
+    rows = given.take("max_samples")
+    if rows is not None:
+        out.lose(rows.origin, "all rows are used: cut the file")
+    out.set("report_to", given.take("report_to"), lambda v: [] if v == "none" else [v])
+
+
+def _data(out: Translation, given: Given) -> None:
     data = given.take("dataset")
     if data is not None:
         names = [name.strip() for name in str(data.value).split(",")]
@@ -99,6 +109,9 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
     template = given.take("template")
     if template is not None:
         out.differs.append(f"{template.origin}: prompts are rendered by the tokenizer's own chat template here")
+
+
+def _steps(out: Translation, given: Given, devices: int) -> None:
     out.set("max_length", given.take("cutoff_len"), int)
     out.set("learning_rate", given.take("learning_rate"), float)
     batch.pairs(
@@ -116,8 +129,11 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
     out.set("trust_remote_code", given.take("trust_remote_code"), bool)
     out.set("max_completion_length", given.take("max_new_tokens"), int)
     batch.optimiser(out, given.take("optim"))
-    held = given.take("val_size")
-    out.set("eval_size", held, float)
+    out.set("eval_size", given.take("val_size"), float)
+
+
+def _weights(out: Translation, given: Given) -> None:
+    """Which are trained, and in how many bits the others stand."""
     if given.keys.get("finetuning_type", "lora") == "lora":
         rank = given.take("lora_rank") or Said(8, "LLaMA-Factory's default of lora_rank")
         alpha = given.take("lora_alpha") or Said(2 * int(rank.value), "LLaMA-Factory's default: twice the rank")
@@ -127,11 +143,6 @@ def translate(out: Translation, given: Given, trainer: str, devices: int) -> Non
         out.set("load_in_4bit", Said(True, bits.origin))
     elif bits is not None:
         out.lose(bits.origin, "only a 4-bit base is known here")
-    rows = given.take("max_samples")
-    if rows is not None:
-        out.lose(rows.origin, "all rows are used: cut the file")
-    report = given.take("report_to")
-    out.set("report_to", report, lambda v: [] if v == "none" else [v])
 
 
 def _method(out: Translation, given: Given, stage: str, origin: str) -> None:

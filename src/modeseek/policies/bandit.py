@@ -39,6 +39,8 @@ class Bandit(nn.Module):
 
     @torch.no_grad()
     def sample(self, prompt: PS, prompt_mask: MaskPS, k: int, rng: Generator, **how: Unpack[Sampling]) -> Batch:
+        """`k` actions to each prompt, prompt after prompt from `rng`, all fresh and finished. `old_logp` [P, k, 1]
+        is in nats under what was drawn from: with a temperature or a cut that is not what `logp` says."""
         logits = self.logits[prompt[:, 0]].repeat_interleave(k, 0)
         action, logp = choose(logits, rng, **how)
         response = action.view(-1, k, 1)

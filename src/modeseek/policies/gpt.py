@@ -9,6 +9,11 @@ from modeseek.policies.causal import CausalPolicy
 
 
 class Block(nn.Module):
+    """Attention and a GELU layer of four times the width, each after an RMS norm without weights and added to `x`.
+
+    `attend` is True where a place may look, which is somewhere in every row. `width` must be a multiple of `heads`.
+    """
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -24,6 +29,11 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    """Tokens and learnt places through `layers` blocks to logits, without biases and dropout.
+
+    `context` counts the real tokens of a row, padding aside; a longer row is an IndexError of PyTorch's.
+    """
+
     def __init__(self, vocab: int, width: int = 32, heads: int = 2, layers: int = 2, context: int = 64):
         super().__init__()
         self.token, self.place = nn.Embedding(vocab, width), nn.Embedding(context, width)

@@ -66,6 +66,7 @@ def identity() -> Claim:
 
 
 def levels_off(world: str) -> Claim:
+    """S5a in the mild world, S5b in the harsh one. Slopes are nats a step, by least squares over the last third."""
     dpo, hypo = _at_one_beta(world)
     return Claim(
         f"S5{_letter(world)}",
@@ -81,6 +82,8 @@ def levels_off(world: str) -> Claim:
 
 
 def more_reward(world: str) -> Claim:
+    """S6a in the mild world, S6b in the harsh one: both at beta 0.1, HyPO's weight of the KL tuned. KL is in nats a
+    response; the third part's numbers are 1 for a seed with most of its mass outside the support and 0 for another."""
     dpo, hypo = _at_one_beta(world)
     return Claim(
         f"S6{_letter(world)}",
@@ -96,6 +99,8 @@ def more_reward(world: str) -> Claim:
 
 
 def beats_tuned(world: str) -> Claim:
+    """S7a in the mild world, S7b in the harsh one: S6's reward against DPO with beta, steps or both tuned, all three
+    of which HyPO must beat."""
     _, hypo = _at_one_beta(world)
     tuned = {
         "beta tuned": Cell.of(world, "dpo"),
@@ -156,6 +161,8 @@ def global_coverage() -> Claim:
 
 
 def unbounded_reward() -> Claim:
+    """S10, in the harsh world at beta 0.1: a fitted linear reward's exact Gibbs policy and DPO with the same features.
+    The masses outside the support are shares of 1, and equal means within 1e-6."""
     return Claim(
         "S10",
         "Without a bound on its reward, RLHF is DPO where both have the same features.",
@@ -173,6 +180,8 @@ def unbounded_reward() -> Claim:
 
 
 def chi_squared() -> Claim:
+    """S11, in the harsh world: Huang et al. 2024, https://arxiv.org/abs/2407.13399, at beta 0.1 and with both betas
+    tuned. A gap is J(pi*) - J(pi) at beta 0.1, in units of reward."""
     return Claim(
         "S11",
         "chi-squared PO, which needs the coverage of one policy only, loses less than DPO under local coverage.",

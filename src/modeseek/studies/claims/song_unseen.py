@@ -10,6 +10,8 @@ REFERENCES = {"uniform": "uniform", "correlated": "well-informed", "anti": "ill-
 
 
 def shared_features() -> Claim:
+    """S12, at beta 0.3. Changes of a log-probability are in nats, from the reference on; `dpo_table` is DPO without
+    features, so that nothing carries over to the response that nobody compared."""
     cell = lambda method: Cell.of("extrapolation", method, beta=0.3)
     shared = tuple(
         part
@@ -60,6 +62,8 @@ def law_of_the_mass_outside() -> Claim:
 
 
 def counts_decide() -> Claim:
+    """S15: Gopalan et al. 2025, https://arxiv.org/abs/2510.20413. Rewards are 1, 2 and 0, so a change of 0.1 is a tenth
+    of what the reference earns; the two cells differ in which pair is compared often."""
     often = lambda which: Cell.of("reversal", "dpo", often=which)
     return Claim(
         "S15",

@@ -73,6 +73,9 @@ class BanditWorld:
         return kept | ({"beta": BETAS[method]} if method in BETAS else {})
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """Exact sums over arms, `kl`, `kl_forward` and `entropy` in nats; of the data's pairs log-probability and
+        gain in nats; `samples` that a reward has labelled so far, of one seed. ValueError for a dial that the method
+        lacks."""
         settings = named(method).settings(f"{method} in {self.name}", {**DEFAULTS, **OF_METHOD.get(method, {})}, dials)
         problem, parts = worlds.bandit(self.name), parts_of(self.name, seeds)
         data = parts.data(settings.prompts, settings.num_generations)

@@ -105,6 +105,8 @@ class ContextBanditWorld:
         return {name: values for name, values in GRID.items() if name in named(method).dials}
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """Exact sums over arms, means over the contexts never trained on, nats for `kl`, `kl_forward` and `entropy`;
+        the rest as in `BanditWorld`. ValueError for a dial that the method lacks."""
         settings = named(method).settings(f"{method} in {self.name}", {**DEFAULTS, **OF_METHOD.get(method, {})}, dials)
         problem, parts = worlds.bandit(REWARDS[self.name]), parts_of(self.name, seeds)
         pairs = staged(

@@ -80,6 +80,9 @@ class PartialCoverage:
         return GRID[method]
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """`Problem.metrics`, exact, KLs in nats; `gap` is at beta 0.1 whatever the method's own. `rlhf` has two rows
+        a seed, the reference at step 0 and its Gibbs policy at step 1. ValueError for an unknown method, dial or
+        coverage."""
         if method not in DIALS:
             raise ValueError(f"method: {method!r}, expected one of {', '.join(DIALS)}")
         dial = settle(f"{method} in {self.name}", DIALS[method], dials)

@@ -52,6 +52,9 @@ class Extrapolation:
         return {"beta": (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)}
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """`Problem.metrics` and the pairs' log-probabilities, exact, in nats. RLHF has two rows a seed, the
+        reference at step 0 and its Gibbs policy at step 1. ValueError for an unknown method, or a dial that it
+        lacks."""
         if method not in METHODS:
             raise ValueError(f"method: {method!r}, expected one of {', '.join(METHODS)}")
         dial = settle(f"{method} in {self.name}", LEARNING, dials)

@@ -58,6 +58,8 @@ class Hole:
         return {}
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """`Problem.metrics`, exact, KLs in nats and `gap` in units of reward. Written policies have two rows a seed,
+        the reference at step 0 and themselves at step 1. ValueError for an unknown method, or a dial that it lacks."""
         if method not in DIALS:
             raise ValueError(f"method: {method!r}, expected one of {', '.join(DIALS)}")
         told = settle(f"{method} in {self.name}", DIALS[method], dials)

@@ -71,6 +71,8 @@ class LengthWorld:
         return {name: values for name, values in GRID.items() if name in named(method).dials}
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """`reward` is the true one; what on-policy methods train on is a reward fitted to each seed's pairs, which
+        are 2 responses a prompt in all cases. ValueError for a method left out here, or a dial that it lacks."""
         if method not in self.methods():
             raise ValueError(f"method: {method!r} in {self.name}, expected one of {', '.join(self.methods())}")
         on_policy = named(method).source == "on_policy"

@@ -48,6 +48,8 @@ class OneStep:
         return {}
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """Two rows a seed, nothing trained: zeros at step 0, and at step 1 what the method's function found of
+        random cases, mostly shares of them. ValueError for an unknown method, or a dial that it lacks."""
         if method not in METHODS:
             raise ValueError(f"method: {method!r} in {self.name}, expected one of {', '.join(METHODS)}")
         if unknown := sorted(dials.keys() - METHODS[method].keys()):

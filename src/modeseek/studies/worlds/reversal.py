@@ -44,6 +44,8 @@ class Reversal:
         return {}
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """`Problem.metrics`, exact. RLHF has two rows a seed, the reference at step 0 and at step 1 the best t of a
+        grid from -3 to 3. ValueError for an unknown method or `often`, or a dial that the method lacks."""
         if method not in DIALS:
             raise ValueError(f"method: {method!r}, expected one of {', '.join(DIALS)}")
         dial = settle(f"{method} in {self.name}", DIALS[method], dials)

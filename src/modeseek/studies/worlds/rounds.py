@@ -45,6 +45,8 @@ class Rounds:
         return {}
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """`Problem.metrics`, exact, and `log_gap`; the row of step n is of the policy fitted to the first n rounds.
+        ValueError for an unknown method, or a dial other than `rounds`."""
         if method not in METHODS:
             raise ValueError(f"method: {method!r}, expected one of {', '.join(METHODS)}")
         last = int(settle(f"{method} in {self.name}", DIALS, dials)["rounds"])

@@ -56,6 +56,8 @@ class TokenBanditWorld:
         return {name: values for name, values in GRID.items() if name in named(method).dials}
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """What `standing` says, in nats a response but for the reward, with the data's pairs and `samples` as in
+        `BanditWorld`. ValueError for a dial that the method lacks."""
         given = {**DEFAULTS, "steps": self.steps, **OF_METHOD.get(method, {})}
         settings = named(method).settings(f"{method} in {self.name}", given, dials)
         parts = parts_of(self.name, seeds)

@@ -44,6 +44,8 @@ class UnseenMass:
         return {}
 
     def run(self, method: str, seeds: Sequence[int], **dials: Dial) -> list[Row]:
+        """`Problem.metrics`, exact, beside the law: `ood_predicted` is the mass outside it ends at, `ood_error` what
+        is still missing as a share of the whole way. ValueError for an unknown method, dial or reference."""
         if method != "dpo":
             raise ValueError(f"method: {method!r}, expected dpo")
         dial = settle(f"dpo in {self.name}", DIALS, dials)
