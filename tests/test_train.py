@@ -7,13 +7,28 @@ import torch
 from torch import nn
 
 from modeseek.batch import Batch
+from modeseek.config import load
 from modeseek.objectives import DPO, PPO, SFT, HyPO, PolicyGradient
 from modeseek.ops import seq
 from modeseek.policies.bandit import Bandit
 from modeseek.policies.gpt import gpt_policy
+from modeseek.runs.doubts import Doubts
 from modeseek.sources import hybrid, offline, on_policy
-from modeseek.stages import best_worst, chosen, group_mean, recall, refer, score
-from modeseek.train import Loop, NotFinite, Steps, evaluate, fit, run
+from modeseek.stages import (
+    AdaptiveKL,
+    best_worst,
+    chosen,
+    clip_reward,
+    group_mean,
+    kl_shaped,
+    leave_one_out,
+    no_baseline,
+    penalise_unfinished,
+    recall,
+    refer,
+    score,
+)
+from modeseek.train import Loop, NotFinite, Steps, describe, evaluate, fit, run
 from modeseek.train.finite import in_forward
 from wide import DAPO, KTO, ActorCriticPPO, WithValue, kl_of_mismatched, share_tokens
 
@@ -185,6 +200,62 @@ def test_tied_prompts_are_counted():
         watch=lambda loop, row: rows.append(row),
     )
     assert sum(row.get("prompts/dropped", 0) for row in rows) > 0
+
+
+def charged(reward, *stages):
+    """What a round says of two groups with these rewards, KL charged: log-ratios of 1 and 2 nats in each."""
+    batch = Batch.of([[0]] * 2, [[[1], [2]]] * 2)
+    batch = batch.fill(reward=torch.tensor(reward), finished=torch.tensor([[True, False]] * 2))
+    batch = batch.fill(old_logp=torch.tensor([[[-1.0], [-2.0]]] * 2), ref_logp=torch.tensor([[[-2.0], [-4.0]]] * 2))
+    for stage in stages:
+        batch = stage(batch)
+    return describe(batch, 2)["frac_reward_zero_std"]
+
+
+KL = kl_shaped(0.5)
+TIE = [[1.0, 1.0], [1.0, 0.0]]  # the first of two groups ties
+
+
+@pytest.mark.parametrize("baseline", [group_mean, leave_one_out])
+def test_rewards_that_the_kl_unties_are_counted_as_ties(baseline):
+    """The KL charges 0.5 and 1: the first group's rewards become 0.5 and 0, and differ by nothing but the charge."""
+    assert charged(TIE, KL, baseline) == charged(TIE, baseline) == 0.5
+    assert charged([[1.0, 1.0]] * 2, AdaptiveKL(per="response"), baseline) == 1
+    assert charged([[1.0, 0.0], [0.0, 1.0]], KL, baseline) == 0
+
+
+def test_rewards_that_the_kl_ties_are_no_ties():
+    """1 less 0.5 and 1.5 less 1 are the same, yet one response was worth more."""
+    assert charged([[1.0, 1.5]] * 2, KL, group_mean) == 0
+
+
+def test_a_penalty_unties_rewards_and_a_limit_ties_them_whether_kl_is_charged_or_not():
+    """The second response of each group is cut off; of rewards up to 0 nothing is left of a difference above it."""
+    for more in ([], [KL]):
+        assert charged(TIE, penalise_unfinished(1.0), *more, group_mean) == 0
+        assert charged(TIE, clip_reward(-1.0, 0.0), *more, group_mean) == 1
+
+
+def test_without_a_baseline_of_the_group_rewards_are_counted_as_they_are():
+    """There equal rewards teach: both responses are good, or both are bad."""
+    assert charged(TIE, KL, no_baseline) == 0
+    assert charged(TIE, no_baseline) == 0.5
+
+
+@pytest.mark.parametrize("name", ["rloo", "ppo"])
+def test_a_run_whose_raw_rewards_all_tie_says_so(name):
+    """The policy is not the reference, so the KL unties every group."""
+    found, model = load(name, ["--reward", "length"]), policy()
+    assert [spec.name for spec in found.stages][:4] == ["score", "refer", "recall", "kl_shaped"]
+    flat = lambda batch: torch.ones(batch.fresh.shape, dtype=torch.float64)
+    baseline = {"rloo": leave_one_out, "ppo": group_mean}[name]
+    assert found.stages[-1].name == baseline.__name__
+    stages = [score(flat), refer(policy(seed=1)), recall(model), kl_shaped(0.05), baseline]
+    doubts, said = Doubts(found), []
+    watch = lambda loop, row: said.extend(doubts(row))
+    fit(model, found.objective, on_policy(model, told(), 6, 4), stages, Steps(max_steps=5), watch=watch)
+    (text,) = said
+    assert text.startswith("100% of the prompts of the first 5 logged steps taught nothing")
 
 
 def test_the_loss_of_a_row_is_the_weighted_mean():

@@ -29,6 +29,8 @@ COLUMNS = {
     "place": "[P] its place among the prompts that the round drew",
     "reward": "[P, K] what a reward said of the whole response, after any shaping",
     "raw_reward": "[P, K] the reward as it was given, before any stage shaped it",
+    "uncharged": "[P, K] the reward before the KL was charged, with what earlier stages made of it",
+    "tied": "[P] True where all rewards of the group were the same before the KL was charged",
     "win_rate": "[P, K] how often the response beats another of the policy's",
     "advantage": "[P, K, T] reward less a baseline",
     "returns": "[P, K, T] what the critic is asked to predict",

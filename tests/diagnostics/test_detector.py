@@ -84,6 +84,43 @@ def test_a_run_that_learns_from_a_reward_of_its_own_samples_may_leave_the_pairs(
     assert name_state(fresh).state == "displacement"
 
 
+GROWING = {"rewards__margins": RISING, "logps__chosen": [-40.0 + i for i in range(12)]}  # to 10 nats more at the end
+OWN = {"sample_age": [0] * 12}
+
+
+def test_how_far_the_chosen_moved_is_said_of_data_that_stay_the_same():
+    """The mean of the last quarter, of -31, -30 and -29, less the first, of -40: 10 nats."""
+    told = "margins grew by 1; the chosen moved by +10 nats"
+    held = {f"eval__{name}": values for name, values in GROWING.items()}
+    fresh = GROWING | OWN | {"reward": RISING}
+    assert name_state(_rows(**GROWING)).evidence == (told,)
+    assert name_state(_rows(**GROWING, **OWN)).evidence == (told,)  # HyPO: pairs of the data, samples without reward
+    assert name_state(_rows(**held, **fresh | {"logps__chosen": [0.0] * 12})).evidence == (told,)
+
+
+def test_fresh_samples_that_a_reward_chose_are_not_said_to_have_moved():
+    """Online DPO: each round has its own. Two held-out rows are too few to be read instead."""
+    fresh = GROWING | OWN | {"reward": RISING}
+    few = {"eval__logps__chosen": [-40.0, -30.0] + [None] * 10}
+    for columns in (fresh, fresh | few):
+        found = name_state(_rows(**columns))
+        assert found.state == "healthy" and found.evidence == ("margins grew by 1",)
+
+
+def test_drift_says_how_far_the_chosen_moved_only_where_they_stay_the_same():
+    """The samples' KL climbs to 10 nats, and their surprise by as much from 12; the chosen lose 10 nats."""
+    away = {"eval__kl": [float(i) for i in range(12)], "eval__surprise": [12.0 + i for i in range(12)]}
+    pairs = {"logps__chosen": [-40.0 - i for i in range(12)], "rewards__margins": RISING}
+    first = "fresh samples cost the reference 10 nats more than its own (22)"
+    assert name_state(_rows(**away, **pairs, **OWN)).evidence == (
+        first,
+        "the chosen moved by -10 nats, the samples by 10",
+    )
+    pairs.pop("rewards__margins")  # own samples that no pair is made of: each round has others
+    found = name_state(_rows(**away, **pairs, **OWN))
+    assert found.state == "drift" and found.evidence == (first, "their KL is 10 nats")
+
+
 def test_samples_of_one_kind_are_collapse():
     rows = _rows(reward=RISING, entropy=[3.0 - 0.25 * i for i in range(12)])
     assert name_state(rows).state == "collapse"

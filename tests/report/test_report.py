@@ -8,7 +8,7 @@ import pytest
 
 from modeseek import report
 from modeseek.record import Record, RunData, read
-from modeseek.report import curves, findings, plots
+from modeseek.report import curves, findings, overlap, plots, study_plots
 from modeseek.report.curves import Curve, Line, Method, number
 
 XSS = [
@@ -338,6 +338,13 @@ def test_overlapping_seeds_are_not_called_a_win():
     assert "Seeds of A overlap with those of B." in said
 
 
+def test_ends_that_print_alike_are_no_range():
+    a, b, c = a_curve("A", [0, 2]), a_curve("B", [1, 2.0000001]), a_curve("C", [0, 3])
+    assert findings.best([a, b], "reward") == "No method stands out: all end at 2.00."
+    assert findings.furthest([a, b], "KL") == "All end at 2.00."
+    assert findings.furthest([a, b, c], "KL") == "C ends at 3.00, the most; A at 2.00, the least."
+
+
 def test_likelihood_displacement_is_told_with_the_margin_beside_it():
     fell, rose = a_curve("DPO", [-50, -71]), a_curve("SFT", [-50, -48])
     said = findings.chosen([fell, rose], [a_curve("DPO", [0, 4])])
@@ -357,6 +364,100 @@ def test_of_many_methods_only_those_that_moved_furthest_are_named():
     assert said == (
         "m7: loss from 0 to 7.00; m8 from 0 to 8.00; m9 from 0 to 9.00; m10 from 0 to 10.0; 7 more moved no further."
     )
+
+
+def of_plot(source: str, name: str) -> list[tuple[str, str, str]]:
+    """Colour, dashes and offset of the lines of a plot, in the order in which they are drawn."""
+    svg = source[source.index(f'id="{name}-') : source.index("</svg>", source.index(f'id="{name}-'))]
+    found = re.findall(r'<path d="[^"]*" clip-path="[^"]*" style="fill: none;([^"]*)"', svg)
+    word = lambda key, style: next(iter(re.findall(rf" {key}: ([^;]*)", style)), "")
+    every = [tuple(word(key, style) for key in ("stroke", "stroke-dasharray", "stroke-dashoffset")) for style in found]
+    return [line for line in every if line[0].upper() in {colour.upper() for colour in plots.COLOURS}]
+
+
+def seen(lines: list[tuple[str, str, str]], at: float) -> str:
+    """The colour on top so many points along lines that lie on one another."""
+    for colour, dashes, offset in reversed(lines):
+        on, off = map(float, dashes.split(",")) if dashes else (math.inf, 0.0)
+        if not dashes or (at + float(offset or 0)) % (on + off) < on:
+            return colour
+    return ""
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_equal_lines_share_their_length_equally(tmp_path, count):
+    runs = [a_run(tmp_path / f"m{i}", f"m{i}") for i in range(count)]
+    lines = of_plot(page(runs, tmp_path), "reward")
+    assert len(lines) == count
+    period = 14.4 * count  # dashes of 8 line widths of 1.8 points
+    colours = [seen(lines, (i + 0.5) * period / 700) for i in range(700)]
+    assert {c: colours.count(c) / 700 for c in colours} == pytest.approx(
+        {line[0]: 1 / count for line in lines}, abs=0.01
+    )
+
+
+def test_lines_that_coincide_are_named_under_their_plot_and_others_are_not(tmp_path):
+    """All three have the same KL; the reward of the third rises twice as far."""
+    runs = [a_run(tmp_path / m, m, rise=r) for m, r in (("DPO", 1.0), ("HyPO", 1.0), ("RLOO", 2.0))]
+    source = page(runs, tmp_path)
+    text = Page(source).text
+    assert "eval/reward, held out. DPO and HyPO coincide: drawn in both colours." in text
+    assert "eval/kl, held out. DPO, HyPO and RLOO coincide: drawn in all their colours." in text
+    assert "Large: the mean of a method. DPO and HyPO coincide: drawn in both colours." in text
+    assert [bool(dashes) for _, dashes, _ in of_plot(source, "reward")] == [False, True, False]
+
+
+def test_lines_that_stand_apart_are_drawn_as_ever(tmp_path):
+    runs = [a_run(tmp_path / m, m, rise=r) for m, r in (("DPO", 1.0), ("HyPO", 1.1))]
+    source = page(runs, tmp_path)
+    assert [dashes for _, dashes, _ in of_plot(source, "reward")] == ["", ""]
+    assert "eval/reward, held out. </p>" not in source and "eval/reward, held out.</p>" in source
+
+
+@pytest.mark.parametrize(
+    ("under", "over", "hidden"),
+    [
+        ([(0, 0), (10, 10)], [(0, 0), (5, 5), (10, 10)], True),  # other steps of the same line
+        ([(2, 2), (4, 4)], [(0, 0), (10, 10)], True),  # a part of it
+        ([(0, 0), (10, 10)], [(2, 2), (4, 4)], False),  # its ends stick out
+        ([(0, 0), (10, 0)], [(0, 0), (5, 9), (10, 0)], False),  # they meet at both ends only
+        ([(0, 0), (10, 0)], [(0, 0.8), (10, 0.8)], True),  # nearer than half a line's width
+        ([(0, 0), (10, 0)], [(0, 1), (10, 1)], False),
+        ([(3, 3)], [(3, 3)], True),
+        ([(3, 3)], [(0, 0), (10, 10)], False),  # a mark is wider than a line
+        ([], [(0, 0)], False),
+    ],
+)
+def test_a_line_is_hidden_where_another_one_covers_all_of_it(under, over, hidden):
+    points = lambda line: np.array(line, dtype=float).reshape(-1, 2)
+    assert overlap.hides(points(over), points(under)) is hidden
+
+
+def test_marks_of_one_place_lie_in_one_another():
+    """A mark is 6 points wide; under another one it has a ring of 5 points in all about it."""
+    ones = [a_curve("A", [1.0]), a_curve("B", [1.0]), a_curve("C", [2.0])]
+    drawn = plots.over_steps("reward", "reward", ones, [plots.style(i) for i in range(3)])
+    shapes = re.findall(r'<path id="[^"]*" d="([^"]*)" style="stroke: (#\w+)', drawn.svg)
+    half = {colour: max(float(x) for x in re.findall(r"[\d.]+", d)) for d, colour in shapes}
+    assert drawn.same == [["A", "B"]]
+    assert [half[colour.lower()] for colour in plots.COLOURS[:3]] == [5.5, 3, 3]
+
+
+def test_lines_that_a_logarithmic_axis_tells_apart_do_not_coincide():
+    """A thousandth of the axis apart if it were linear, which is a sixth of a point."""
+    every = [a_curve("A", [1, 2, 2, 2]), a_curve("B", [1, 3, 3, 3]), a_curve("C", [1, 2, 2, 1000])]
+    drawn = plots.over_steps("kl", "KL", every, [plots.style(i) for i in range(3)])
+    assert "log scale" in drawn.svg and drawn.same == []
+
+
+def test_a_studys_equal_lines_take_turns_too():
+    looks, line = [plots.style(i) for i in range(2)], {"steps": [0, 1], "low": [0, 0], "high": [2, 2]}
+    means = [line | {"mean": mean} for mean in ([0, 1], [0, 1])]
+    for svg in (
+        study_plots.over_steps("reward", "reward", means, looks),
+        study_plots.geometry("reward", {"a": [0, 1, 2], "b": [0, 2, 4]}, looks),  # one of the other's shape
+    ):
+        assert [bool(dashes) for _, dashes, _ in of_plot(svg, "reward")] == [False, True]
 
 
 def test_eleven_methods_look_different():

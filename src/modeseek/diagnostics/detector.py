@@ -116,7 +116,11 @@ def _drifted(rows: Rows) -> tuple[State, tuple[str, ...]] | None:
     climb, gained = late(surprise) - surprise[0], max(0.0, change(chosen))
     if climb > max(0.5, SURPRISE * abs(surprise[0])) and late(kl) - gained > 0.5:
         said = f"fresh samples cost the reference {climb:.3g} nats more than its own ({late(surprise):.3g})"
-        return "drift", (said, f"the chosen moved by {change(chosen):+.3g} nats, the samples by {late(kl):.3g}")
+        moved = _chosen_moved(rows)
+        return "drift", (
+            said,
+            f"{moved}, the samples by {late(kl):.3g}" if moved else f"their KL is {late(kl):.3g} nats",
+        )
     return None
 
 
@@ -131,14 +135,24 @@ def _displaced(rows: Rows) -> tuple[State, tuple[str, ...]] | None:
 
 
 def _healthy(rows: Rows) -> tuple[State, tuple[str, ...]] | None:
-    margins, chosen = series(rows, "rewards/margins"), series(rows, "logps/chosen")
+    margins = series(rows, "rewards/margins")
     if len(margins) >= 3 and rise(margins) > 2 * noise(margins) / math.sqrt(max(1, len(margins) // 4)):
-        kept = f"; the chosen moved by {change(chosen):+.3g} nats" if chosen else ""
-        return "healthy", (f"margins grew by {rise(margins):.3g}{kept}",)
+        said = (f"margins grew by {rise(margins):.3g}", _chosen_moved(rows))
+        return "healthy", ("; ".join(filter(None, said)),)
     reward = series(rows, "reward")
     if len(reward) >= 3 and rise(reward) > 2 * noise(reward) / math.sqrt(max(1, len(reward) // 4)):
         return "healthy", (f"the reward grew by {rise(reward):.3g}",)
     return None
+
+
+def _chosen_moved(rows: Rows) -> str:
+    """How far the chosen moved, where they are the data's in every row. Nothing where they may be fresh samples, of
+    which each round has others: then a reward chose them, or no pair was told."""
+    trained = len(named(rows, "eval/logps/chosen")) < 3  # as `series` has it
+    if trained and any("sample_age" in row and ("reward" in row or "rewards/margins" not in row) for row in rows):
+        return ""
+    chosen = series(rows, "logps/chosen")
+    return f"the chosen moved by {change(chosen):+.3g} nats" if chosen else ""
 
 
 def _falls(rows: Rows, chosen: Sequence[float]) -> bool:

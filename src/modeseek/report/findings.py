@@ -20,9 +20,9 @@ def best(curves: Sequence[Curve], what: str) -> str:
     near = [c.method for c in order[1:] if max(_ends(c)) >= min(_ends(top))]
     if len(order) == 1:
         words.append(f"{_move(top, what)}.")
-    elif len(near) == len(order) - 1:
-        words.append(f"No method stands out: all end between {number(order[-1].last)} and {number(top.last)}")
-        words[0] += ", and their seeds overlap." if len(top.lines) > 1 else "."
+    elif (overlap := len(near) == len(order) - 1) or number(order[-1].last) == number(top.last):
+        words.append(f"No method stands out: all end {_between(order[-1], top)}")
+        words[0] += ", and their seeds overlap." if overlap and len(top.lines) > 1 else "."
     else:
         words.append(f"{top.method} ends highest, at {ended(top)}; {order[-1].method} lowest, at {ended(order[-1])}.")
         if near:
@@ -48,9 +48,10 @@ def furthest(curves: Sequence[Curve], what: str) -> str:
     order = sorted(curves, key=lambda c: -c.last)
     if len(order) == 1:
         return f"{_move(order[0], what)}."
-    return (
-        f"{order[0].method} ends at {ended(order[0])}, the most; {order[-1].method} at {ended(order[-1])}, the least."
-    )
+    most, least = order[0], order[-1]
+    if number(most.last) == number(least.last):
+        return f"All end {_between(least, most)}."
+    return f"{most.method} ends at {ended(most)}, the most; {least.method} at {ended(least)}, the least."
 
 
 def moved(curves: Sequence[Curve], what: str) -> str:
@@ -106,12 +107,23 @@ def frontier(kl: Sequence[Curve], reward: Sequence[Curve]) -> str:
     return " ".join(words)
 
 
+def coincide(same: Sequence[Sequence[str]]) -> str:
+    """Whose lines or marks a plot has in one place, behind another sentence; nothing where all stand apart."""
+    colours = lambda names: "both colours" if len(names) == 2 else "all their colours"
+    return "".join(f" {_list(names)} coincide: drawn in {colours(names)}." for names in same)
+
+
 def ended(curve: Curve) -> str:
     """The mean of where the runs ended, and their range."""
     ends = _ends(curve)
     if len(ends) == 1:
         return number(ends[0])
     return f"{number(curve.last)} ({number(min(ends))} to {number(max(ends))} over {len(ends)} seeds)"
+
+
+def _between(low: Curve, high: Curve) -> str:
+    a, b = number(low.last), number(high.last)
+    return f"at {a}" if a == b else f"between {a} and {b}"
 
 
 def _furthest_moved(curves: Sequence[Curve]) -> list[Curve]:

@@ -173,11 +173,12 @@ def _sections(
             if not (curves := drawn[plot.metric]):
                 continue
             looks = [styles[c.method] for c in curves]
+            svg, same = plots.over_steps(_id(plot.metric), plot.axis, curves, looks)
             figures.append(
                 {
                     "title": plot.title,
-                    "note": _note(curves, groups),
-                    "svg": plots.over_steps(_id(plot.metric), plot.axis, curves, looks),
+                    "note": _note(curves, groups) + findings.coincide(same),
+                    "svg": svg,
                     "says": _says(plot, drawn),
                 }
             )
@@ -207,11 +208,12 @@ def _frontier(groups: Sequence[Method], styles: Mapping[str, plots.Style]) -> di
         return None
     kl, reward = [k for k, _ in both], [r for _, r in both]
     looks = [styles[k.method] for k in kl]
+    svg, same = plots.frontier("frontier", kl, reward, looks, ("KL to the reference, nats", "reward"))
     return {
         "title": "Reward bought with KL",
         "note": f"{reward_name} and {kl_name}: up and to the left is better. "
-        "Small marks: where a run ends. Large: the mean of a method.",
-        "svg": plots.frontier("frontier", kl, reward, looks, ("KL to the reference, nats", "reward")),
+        "Small marks: where a run ends. Large: the mean of a method." + findings.coincide(same),
+        "svg": svg,
         "says": findings.frontier(kl, reward),
     }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -13,9 +14,11 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from modeseek.report.curves import Curve, Line
+from modeseek.report.overlap import take_turns
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")  # Okabe and Ito
 DASHES = ("solid", "dashed", "dotted", "dashdot")
@@ -46,16 +49,24 @@ class Style:
     marker: str
 
 
+class Drawing(NamedTuple):
+    """A plot, and the methods that coincide in it."""
+
+    svg: Markup
+    same: list[list[str]]
+
+
 def style(i: int) -> Style:
     """The i-th method's style; colours return after seven with another dash."""
     n = len(COLOURS)
     return Style(COLOURS[i % n], DASHES[i // n % len(DASHES)], MARKERS[i % n])
 
 
-def over_steps(name: str, axis: str, curves: Sequence[Curve], styles: Sequence[Style]) -> Markup:
+def over_steps(name: str, axis: str, curves: Sequence[Curve], styles: Sequence[Style]) -> Drawing:
     """A metric over steps: thin a run, thick their mean, shaded from the lowest run to the highest."""
     with matplotlib.style.context(["default", LOOK | {"svg.hashsalt": name}]):
         figure, axes = canvas()
+        heads: dict[str, Line2D] = {}  # the mean of each method, or its only run
         for curve, look in zip(curves, styles, strict=True):
             most = _most(curve)
             alone = len(curve.lines) == 1
@@ -64,24 +75,31 @@ def over_steps(name: str, axis: str, curves: Sequence[Curve], styles: Sequence[S
                 marker = look.marker if len(x) == 1 else None
                 width = 1.8 if alone else 0.7
                 alpha = 1 if alone else 0.45
-                axes.plot(x, y, color=look.colour, ls=look.dash, lw=width, alpha=alpha, marker=marker)
+                (drawn,) = axes.plot(x, y, color=look.colour, ls=look.dash, lw=width, alpha=alpha, marker=marker)
+                if alone:
+                    heads[curve.method] = drawn
             if not alone and len(curve.steps):
                 x, every = thin(curve.steps, curve.values, most)
                 axes.fill_between(x, every.min(0), every.max(0), color=look.colour, alpha=0.13, lw=0)
-                axes.plot(x, every.mean(0), color=look.colour, ls=look.dash, lw=2.2)
+                marker = look.marker if len(x) == 1 else None
+                (heads[curve.method],) = axes.plot(
+                    x, every.mean(0), color=look.colour, ls=look.dash, lw=2.2, marker=marker
+                )
         axes.set_xlabel("optimiser step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         values = np.concatenate([line.values for curve in curves for line in curve.lines])
         scale(axes, "y", axis, values)
-        return svg_of(figure, name)
+        same = _take_turns(axes, heads)
+        return Drawing(svg_of(figure, name), same)
 
 
 def frontier(
     name: str, kl: Sequence[Curve], reward: Sequence[Curve], styles: Sequence[Style], words: tuple[str, str]
-) -> Markup:
+) -> Drawing:
     """Reward against KL: each run's path, a small mark where it ends, a large one at the method's mean."""
     with matplotlib.style.context(["default", LOOK | {"svg.hashsalt": name}]):
         figure, axes = canvas()
+        marks: dict[str, Line2D] = {}
         for k, r, look in zip(kl, reward, styles, strict=True):
             ends = []
             for x, y in paths(k, r):
@@ -92,10 +110,17 @@ def frontier(
                 axes.plot(*zip(*ends, strict=True), look.marker, color=look.colour, ms=4, alpha=0.6, clip_on=False)
             if ends:
                 x, y = np.mean(ends, axis=0)
-                axes.plot([x], [y], look.marker, color=look.colour, ms=9, mec="#222222", clip_on=False)
+                (mark,) = axes.plot([x], [y], look.marker, color=look.colour, ms=9, mec="#222222", clip_on=False)
+                marks[k.method] = mark
         axes.set_ylabel(words[1])
         scale(axes, "x", words[0], np.concatenate([line.values for curve in kl for line in curve.lines]))
-        return svg_of(figure, name)
+        same = _take_turns(axes, marks)
+        return Drawing(svg_of(figure, name), same)
+
+
+def _take_turns(axes: Axes, heads: Mapping[str, Line2D]) -> list[list[str]]:
+    names = list(heads)
+    return [[names[i] for i in group] for group in take_turns(axes, list(heads.values()))]
 
 
 def paths(kl: Curve, reward: Curve) -> list[tuple[Line, Line]]:

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
+from modeseek.report.overlap import take_turns
 from modeseek.report.plots import LOOK, Style, canvas, scale, svg_of
 
 
@@ -17,16 +18,17 @@ def over_steps(name: str, metric: str, lines: Sequence[Mapping[str, Any]], style
     """The mean over seeds with its interval; a gap where no seed has a finite number."""
     with matplotlib.style.context(["default", LOOK | {"svg.hashsalt": name}]):
         figure, axes = canvas()
-        seen = []
+        seen, means = [], []
         for line, look in zip(lines, styles, strict=True):
             x, mean, low, high = (numbers(line[key]) for key in ("steps", "mean", "low", "high"))
             marker = look.marker if len(x) == 1 else None
-            axes.plot(x, mean, color=look.colour, ls=look.dash, lw=1.8, marker=marker)
+            means += axes.plot(x, mean, color=look.colour, ls=look.dash, lw=1.8, marker=marker)
             axes.fill_between(x, low, high, color=look.colour, alpha=0.15, lw=0)
             seen += [low, high, mean]
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         scale(axes, "y", metric, _finite(seen))
+        take_turns(axes, means)
         return svg_of(figure, name)
 
 
@@ -64,10 +66,12 @@ def geometry(name: str, curves: Mapping[str, Sequence[float]], styles: Sequence[
     """A world's curves over its actions, each in units of its own largest size: they have different ones."""
     with matplotlib.style.context(["default", LOOK | {"svg.hashsalt": name}]):
         figure, axes = canvas()
+        drawn = []
         for values, look in zip(curves.values(), styles, strict=True):
             y = numbers(values)
             size = np.max(np.abs(y[np.isfinite(y)]), initial=0.0) or 1.0
-            axes.plot(np.arange(len(y)), y / size, color=look.colour, ls=look.dash, lw=1.6)
+            drawn += axes.plot(np.arange(len(y)), y / size, color=look.colour, ls=look.dash, lw=1.6)
+        take_turns(axes, drawn)
         axes.set_xlabel("action")
         axes.set_ylabel("share of its largest value")
         return svg_of(figure, name)

@@ -7,7 +7,7 @@ import torch
 
 from modeseek.batch import Batch
 from modeseek.ops import clean, masked_whiten, present_mean
-from modeseek.stages.base import Stage, spread
+from modeseek.stages.base import Stage, spread, tied
 from modeseek.stages.returns import discounted_returns, generalised_advantage, high_entropy_mask, truncated_ratio
 
 
@@ -19,7 +19,7 @@ def no_baseline(batch: Batch) -> Batch:
 def group_mean(batch: Batch) -> Batch:
     """Advantage: reward less the mean of the group, the same for every token of a response."""
     reward = clean(batch["reward"], batch.present)
-    return batch.fill(advantage=spread(batch, reward - present_mean(reward, batch.present)[:, None]))
+    return _ties(batch).fill(advantage=spread(batch, reward - present_mean(reward, batch.present)[:, None]))
 
 
 def group_std(batch: Batch) -> Batch:
@@ -38,7 +38,12 @@ def leave_one_out(batch: Batch) -> Batch:
     """Advantage: reward less the mean of the group's other rewards (RLOO); zero for a group of one."""
     reward, count = clean(batch["reward"], batch.present), batch.present.sum(-1, keepdim=True)
     others = (reward.sum(-1, keepdim=True) - reward) / (count - 1).clamp(min=1)
-    return batch.fill(advantage=spread(batch, torch.where(count > 1, reward - others, torch.zeros_like(reward))))
+    return _ties(batch).fill(advantage=spread(batch, torch.where(count > 1, reward - others, torch.zeros_like(reward))))
+
+
+def _ties(batch: Batch) -> Batch:
+    """Fill `tied` where the KL was charged, which unties rewards: less their group's mean they are the charge alone."""
+    return batch.fill(tied=tied(batch.fill(reward=batch["uncharged"]))) if "uncharged" in batch else batch
 
 
 @dataclass

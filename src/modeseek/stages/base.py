@@ -16,6 +16,11 @@ def worth(batch: Batch, empty: float) -> Tensor:
     return batch["reward"].masked_fill(~batch.present, empty)
 
 
+def tied(batch: Batch) -> Tensor:
+    """Whether all rewards of a prompt's group are the same, [P]."""
+    return worth(batch, float("-inf")).amax(-1) == worth(batch, float("inf")).amin(-1)
+
+
 def spread(batch: Batch, value: Tensor) -> Tensor:
     """One number per response, [P, K], as the same number at each of its tokens, [P, K, T]."""
     return clean(value, batch.present)[..., None].expand(batch.response.shape)

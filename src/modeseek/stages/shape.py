@@ -13,11 +13,12 @@ from modeseek.stages.base import Stage, worth
 
 
 def kl_shaped(beta: float) -> Stage:
-    """Charge the reward `beta` for each nat of log-ratio to the reference; `raw_reward` keeps what it was."""
+    """Charge the reward `beta` for each nat of log-ratio to the reference; `raw_reward` keeps what it was, `uncharged`
+    what it was with what earlier stages made of it."""
 
     def stage(batch: Batch) -> Batch:
         log_ratio = seq(batch["old_logp"] - batch["ref_logp"], batch.mask)
-        return _reshaped(batch, batch["reward"] - beta * log_ratio)
+        return _reshaped(batch, batch["reward"] - beta * log_ratio).fill(uncharged=batch["reward"])
 
     return stage
 

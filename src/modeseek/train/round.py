@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modeseek.batch import Batch
 from modeseek.ops import seq
+from modeseek.stages.base import tied
 
 
 @dataclass
@@ -68,9 +69,8 @@ def describe(batch: Batch, drawn: int) -> dict[str, float]:
             row["reward"] = batch[name][batch.present].mean().item()
             break
     if "reward" in batch and batch.response.shape[1] > 1:
-        high = batch["reward"].masked_fill(~batch.present, float("-inf")).amax(-1)
-        low = batch["reward"].masked_fill(~batch.present, float("inf")).amin(-1)
-        row["frac_reward_zero_std"] = (high == low).float().mean().item()
+        same = batch["tied"] if "tied" in batch else tied(batch)
+        row["frac_reward_zero_std"] = same.float().mean().item()
     if own.any():
         row["completions/mean_length"] = batch.mask.sum(-1)[own].float().mean().item()
         if "finished" in batch:
