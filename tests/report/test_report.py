@@ -157,6 +157,14 @@ def test_without_held_out_rows_the_page_uses_training_and_names_what_is_missing(
     assert "Reward against KL" not in text
 
 
+def test_pairs_of_training_rows_are_not_said_to_have_moved(tmp_path):
+    """Each row is of other pairs: between the first and the last lies what was drawn as well as what was learnt."""
+    run = a_run(tmp_path / "r", evaluated=False)
+    assert findings.OTHER_PAIRS in page([run], tmp_path) and "by 40.0 nats" not in page([run], tmp_path)
+    assert curves.change(curves.methods([read(run)])[0], "logps/rejected") is None
+    assert findings.OTHER_PAIRS in page([a_run(tmp_path / "e")], tmp_path)  # its rejected are of training rows alone
+
+
 def test_held_out_and_training_values_are_never_drawn_together(tmp_path):
     run = Record.start(tmp_path / "b", {}, {"method": "RLOO"})
     run.row({"step": 1, "reward": 99.0})

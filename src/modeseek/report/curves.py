@@ -175,8 +175,9 @@ def final(method: Method, metric: str) -> Spread | None:
 
 
 def change(method: Method, metric: str) -> Spread | None:
-    """By how much a metric moved between a run's first value and its last; None without two values."""
-    found = curve(method, f"eval/{metric}") or curve(method, metric)
+    """By how much a held-out metric moved between a run's first value and its last; None without two values. Training
+    rows are no substitute: each is of other pairs."""
+    found = curve(method, f"eval/{metric}")
     moves = [line.last - line.first for line in found.lines if len(line.steps) > 1] if found else []
     return spread(moves) if moves else None
 

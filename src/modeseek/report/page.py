@@ -192,6 +192,8 @@ def _sections(
 
 def _says(plot: Plot, drawn: Mapping[str, list[Curve]]) -> str:
     curves = drawn[plot.metric]
+    if plot.metric == curves[0].metric and plot.metric in ("logps/chosen", "logps/rejected"):
+        return findings.OTHER_PAIRS
     if plot.metric == "logps/chosen":
         margins = drawn.get("rewards/margins", [])
         return findings.chosen(curves, margins)
