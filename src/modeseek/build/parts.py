@@ -61,19 +61,9 @@ def build(run: Run, *, empty: bool = False) -> Parts:
     template = template.steered(run.control_good) if run.control_good else template
     policy = trained(run, template, "meta" if empty else device)
     train, held_out, counts = load_data(run, template, context=context_of(policy))
-    heard = "label" in reads(run.objective) or has_stage(run, "keep_good") or bool(run.control_good)
-    if "label" in train.columns and not heard:
-        method = run.method or "this method"
-        raise ValueError(
-            f"data: single responses with labels, which {method} does not read; write kto or binary_feedme"
-        )
+    _labels_are_read(run, train)
     rehearse(run, train)
-    keeps = isinstance(policy, HFPolicy) and (run.measure_kl or needs_reference(run) or policy.has_adapter)
-    reference = policy.reference() if isinstance(policy, HFPolicy) and keeps else None
-    if isinstance(policy, HFPolicy) and "kl" in reads(run.objective) | may_read(run.objective):
-        policy.measure_against(reference or policy.reference())
-    if reference is not None and run.reference_cache and not empty:
-        reference = Cached(reference, run.reference_cache)
+    reference = _reference_of(run, policy, cached=not empty)
     reward = None if run.reward is None else build_reward(run.reward, template, raw_prompts(train, held_out))
     gold = None if run.gold_reward is None else build_reward(run.gold_reward, template, raw_prompts(train, held_out))
     run = settled(run, len(train))
@@ -87,11 +77,6 @@ def build(run: Run, *, empty: bool = False) -> Parts:
         [stage_of(spec, parts) for spec in corrected(run)],
         optimiser_of(run, device),
     )
-    card = describe(run, policy, template, counts)
-    if isinstance(drawn := sampled_by(loop), InStep):
-        card |= {"sampler": drawn.describe()}
-        card["warnings"] = [*card["warnings"], f"sampler: exact: {drawn.describe()['exact']}"]
-    card |= {"reference_cache": reference.describe()} if isinstance(reference, Cached) else {}
     return Parts(
         run=run,
         template=template,
@@ -102,8 +87,38 @@ def build(run: Run, *, empty: bool = False) -> Parts:
         train=train,
         held_out=held_out,
         loop=loop,
-        card=card,
+        card=_completed(describe(run, policy, template, counts), sampled_by(loop), reference),
     )
+
+
+def _labels_are_read(run: Run, train: Groups) -> None:
+    heard = "label" in reads(run.objective) or has_stage(run, "keep_good") or bool(run.control_good)
+    if "label" in train.columns and not heard:
+        method = run.method or "this method"
+        raise ValueError(
+            f"data: single responses with labels, which {method} does not read; write kto or binary_feedme"
+        )
+
+
+def _reference_of(run: Run, policy: Any, *, cached: bool) -> Any:
+    """The frozen model that the run asks for, if it does; `cached` on disk where the run says so."""
+    if not isinstance(policy, HFPolicy):
+        return None
+    keeps = run.measure_kl or needs_reference(run) or policy.has_adapter
+    reference = policy.reference() if keeps else None
+    if "kl" in reads(run.objective) | may_read(run.objective):
+        policy.measure_against(reference or policy.reference())
+    if reference is None or not run.reference_cache or not cached:
+        return reference
+    return Cached(reference, run.reference_cache)
+
+
+def _completed(card: dict[str, Any], sampler: Any, reference: Any) -> dict[str, Any]:
+    """The run card with what the sampler and the cache say of themselves."""
+    if isinstance(sampler, InStep):
+        told = sampler.describe()
+        card |= {"sampler": told, "warnings": [*card["warnings"], f"sampler: exact: {told['exact']}"]}
+    return card | ({"reference_cache": reference.describe()} if isinstance(reference, Cached) else {})
 
 
 def source_of(run: Run, policy: Any, data: Groups) -> Source:
