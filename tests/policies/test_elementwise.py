@@ -152,3 +152,9 @@ def test_within_another_s_context_and_after_an_error_the_function_is_put_back():
         assert modeling_llama.apply_rotary_pos_emb is ours is not own
         raise RuntimeError
     assert modeling_llama.apply_rotary_pos_emb is own
+
+
+def test_a_class_whose_file_is_not_known_is_passed_over():
+    model = type("Model", (nn.Module,), {"__module__": "written.in.no.file"})()
+    with elementwise.by_hand(model):
+        assert not isinstance(modeling_llama.apply_rotary_pos_emb, partial)

@@ -61,7 +61,7 @@ def build(run: Run, *, empty: bool = False) -> Parts:
     template = template.steered(run.control_good) if run.control_good else template
     policy = trained(run, template, "meta" if empty else device)
     train, held_out, counts = load_data(run, template, context=context_of(policy))
-    _labels_are_read(run, train)
+    _refuse_unread_labels(run, train)
     rehearse(run, train)
     reference = _reference_of(run, policy, cached=not empty)
     reward = None if run.reward is None else build_reward(run.reward, template, raw_prompts(train, held_out))
@@ -91,7 +91,7 @@ def build(run: Run, *, empty: bool = False) -> Parts:
     )
 
 
-def _labels_are_read(run: Run, train: Groups) -> None:
+def _refuse_unread_labels(run: Run, train: Groups) -> None:
     heard = "label" in reads(run.objective) or has_stage(run, "keep_good") or bool(run.control_good)
     if "label" in train.columns and not heard:
         method = run.method or "this method"

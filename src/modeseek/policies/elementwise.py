@@ -69,8 +69,8 @@ def _turned(x: Tensor, cos: Tensor, to_a: Tensor, to_b: Tensor) -> Tensor:
 def by_hand(model: nn.Module) -> Iterator[None]:
     """Within, the model's norms and rotations of that kind are these, where they compute in float32."""
     norms = [m for m in model.modules() if _is_rms(m)]
-    files = {type(m).__module__: sys.modules[type(m).__module__] for m in model.modules()}
-    rotations = {f: vars(f)[ROTATION] for f in files.values() if _is_turn(vars(f).get(ROTATION))}
+    files = {sys.modules.get(type(m).__module__) for m in model.modules()} - {None}
+    rotations = {f: vars(f)[ROTATION] for f in files if _is_turn(vars(f).get(ROTATION))}
     try:
         for m in norms:
             m.forward = partial(_norm, m)
@@ -87,7 +87,9 @@ def by_hand(model: nn.Module) -> Iterator[None]:
 def _norm(module: nn.Module, x: Tensor) -> Tensor:
     weight: Any = module.weight
     if x.dtype == weight.dtype == torch.float32:
-        return _Rms.apply(x, weight, module.variance_epsilon)  # type: ignore[return-value]
+        out = _Rms.apply(x, weight, module.variance_epsilon)
+        assert isinstance(out, Tensor)
+        return out
     return type(module).forward(module, x)
 
 
