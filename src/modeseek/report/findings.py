@@ -11,7 +11,7 @@ from modeseek.report.plots import paths
 
 MOST = 4  # methods named one by one in a sentence; of more, those that moved furthest
 OTHER_PAIRS = (
-    "Every point is of other pairs, which are longer or shorter, so where the line goes is not what training did. "
+    "Every point is of other pairs, longer or shorter: the line shows what was drawn as well as what was learnt. "
     "With eval_size or eval_data the same pairs are measured throughout."
 )
 FALL = 0.2  # of everything the plot shows: a fall from the peak that is worth a sentence
