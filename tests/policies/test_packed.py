@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from modeseek.batch import Batch
 from modeseek.objectives import DPO, SFT, Loss
 from modeseek.objectives.base import Axes
-from modeseek.policies import pack
+from modeseek.policies import attention, pack
 from modeseek.policies.causal import plain_logp
 from modeseek.policies.packed import Packed, why_not
 from modeseek.train import evaluate
@@ -441,6 +441,16 @@ def test_beyond_its_attention_the_last_layer_computes_only_what_is_read(name, ch
     whole, read = 32, 18 if name != "Qwen3-MoE" else 32
     assert seen == {0: [whole] * (1 + checkpointed), -1: [read] * (1 + checkpointed)}
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in layers.modules())
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT-NeoX", "Qwen3-MoE"])
+def test_in_the_last_layer_only_what_is_read_asks(name, monkeypatch):
+    asked, calls = [], attention._calls
+    monkeypatch.setattr(attention, "_calls", lambda segments, *, read: asked.append(read) or calls(segments, read=read))
+    model = small(name)
+    loss(Curved(), Fast(model), groups()).backward()
+    layers = [False] * (model.config.num_hidden_layers - 1) + [name == "Llama"]
+    assert asked == [*layers, *reversed(layers)]
 
 
 # ---------------------------------------------------------------- adapters, precision, checkpointing

@@ -1,5 +1,7 @@
 """The parts of the packed path by themselves: rows by hand, attention against a dense mask, the head by gradcheck."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,25 +85,43 @@ def drawn(where: Layout, heads: int, kv: int, seed: int = 0):
     return [make(h).transpose(1, 2).requires_grad_() for h in (heads, kv, kv)]
 
 
-@example(shape=[(5, [3])], window=7, softcap=None, spared=0)  # one position less than the row
+@example(shape=[(5, [3])], window=7, softcap=None, spared=0, read=False)  # one position less than the row
+@example(shape=[(9, [2, 3]), (1, [4])], window=None, softcap=None, spared=0, read=True)
+@example(shape=[(9, [2, 3]), (7, [0])], window=4, softcap=None, spared=0, read=True)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=groups,
     window=st.one_of(st.none(), st.integers(1, 12)),
     softcap=st.sampled_from([None, 1.5]),
     spared=st.sampled_from([0, 12, 10**6]),  # each response a call, some share one, all but the first share one
+    read=st.booleans(),  # only what predicts a token: each prompt's last and the responses
 )
-def test_attention_is_that_of_a_dense_mask(shape, window, softcap, spared, monkeypatch):
+def test_attention_is_that_of_a_dense_mask(shape, window, softcap, spared, read, monkeypatch):
     monkeypatch.setattr(attention, "SPARED", spared)
-    where = layout(shape)
+    where = dataclasses.replace(layout(shape), last=3 if read else None)
+    layer = nn.Identity()
+    layer.layer_idx = 3
     q, k, v = drawn(where, heads=4, kv=2)
-    ours, _ = attend(nn.Identity(), q, k, v, None, 0.3, sliding_window=window, softcap=softcap, packed=where)
+    ours, _ = attend(layer, q, k, v, None, 0.3, sliding_window=window, softcap=softcap, packed=where)
     theirs = dense(q, k, v, where, 0.3, window, softcap).transpose(1, 2)
-    torch.testing.assert_close(ours, theirs)
-    by = torch.randn_like(theirs)
+    unread = [i for s in where.segments for i in range(s.start, s.start + s.prompt - 1)] if read else []
+    wanted = torch.ones(1, len(where.positions), 1, 1, dtype=torch.bool)
+    wanted[:, unread] = False
+    torch.testing.assert_close(ours * wanted, theirs * wanted)
+    assert ours.isfinite().all()
+    by = torch.randn_like(theirs) * wanted
     found, known = (torch.autograd.grad(y, (q, k, v), by) for y in (ours, theirs))
     for mine, his in zip(found, known, strict=True):
         torch.testing.assert_close(mine, his)
+
+
+def test_a_long_prompt_asks_with_its_last_token_where_no_other_is_read():
+    calls = lambda *shape: [
+        (call.queries, call.prompt, call.responses) for call in attention._calls(layout([shape]).segments, read=True)
+    ]
+    assert calls(9, [2, 3]) == [(slice(8, 11), slice(0, 8), (3,)), (slice(11, 14), slice(0, 9), (3,))]
+    assert calls(3, [2]) == [(slice(0, 5), None, (5,))]  # a causal row computes half of its scores
+    assert calls(1, [1]) == [(slice(0, 2), None, (2,))]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -40,11 +40,14 @@ class _Call:
         return layout.bias(0 if self.prompt is None else _length(self.prompt), self.responses, window, like)
 
 
-def _calls(segments: tuple[Segment, ...]) -> Iterator[_Call]:
-    # The first response is a plain causal row with its prompt in front; the others look back at a copy of it.
+def _calls(segments: tuple[Segment, ...], *, read: bool = False) -> Iterator[_Call]:
+    # The first response is a plain causal row with its prompt in front; the others look back at a copy of it. Where
+    # only states that predict a token are `read`, it begins with the prompt's last token and looks back at the rest.
     for s in segments:
         first = s.start + s.prompt + (s.responses[0] if s.responses else 0)
-        yield _Call(slice(s.start, first), None, (first - s.start,))
+        after = s.start + s.prompt - 1
+        begin = after if read and 2 * (first - after) < first - s.start else s.start  # a causal row is half as dear
+        yield _Call(slice(begin, first), slice(s.start, begin) if begin > s.start else None, (first - begin,))
         for some in _stacked(s.responses[1:]):
             yield _Call(slice(first, first + sum(some)), slice(s.start, s.start + s.prompt), some)
             first += sum(some)
@@ -81,9 +84,11 @@ def _rule(layout: Layout, call: _Call, window: int | None, like: Tensor) -> tupl
 
 class _Flash(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int | None) -> Tensor:
-        out, kept = _like(q), []
-        for call in _calls(layout.segments):
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int | None, read: bool
+    ) -> Tensor:
+        out, kept = _like(q, zero=read), []
+        for call in _calls(layout.segments, read=read):
             causal, bias = _rule(layout, call, window, q)
             y, total = _flash(
                 q[:, :, call.queries], _seen(k, call), _seen(v, call), 0.0, causal, attn_mask=bias, scale=scale
@@ -91,15 +96,15 @@ class _Flash(torch.autograd.Function):
             out[:, :, call.queries] = y
             kept.append(total)
         ctx.save_for_backward(q, k, v, out, *kept)
-        ctx.layout, ctx.scale, ctx.window = layout, scale, window
+        ctx.layout, ctx.scale, ctx.window, ctx.read = layout, scale, window, read
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         q, k, v, out, *kept = ctx.saved_tensors
-        gq, gk, gv = _like(q), _like(k), _like(v)
-        for call, total in zip(_calls(ctx.layout.segments), kept, strict=True):
+        gq, gk, gv = (_like(x, zero=ctx.read) for x in (q, k, v))
+        for call, total in zip(_calls(ctx.layout.segments, read=ctx.read), kept, strict=True):
             causal, bias = _rule(ctx.layout, call, ctx.window, q)
             own = call.queries
             dq, dk, dv = _flash_backward(
@@ -122,12 +127,13 @@ class _Flash(torch.autograd.Function):
                     ahead = _length(call.prompt)
                     whole[:, :, call.prompt] += part[:, :, :ahead]
                     whole[:, :, own] = part[:, :, ahead:]
-        return gq, gk, gv, None, None, None
+        return gq, gk, gv, None, None, None, None
 
 
-def _like(x: Tensor) -> Tensor:
+def _like(x: Tensor, *, zero: bool) -> Tensor:
     """Room for [1, H, L, D] laid out as [1, L, H, D], which is how the model goes on to read it."""
-    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    room = torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    return room.zero_() if zero else room
 
 
 def _by_hand(
@@ -189,7 +195,8 @@ def attend(
     if query.is_cuda and s_aux is None:
         out = flex(query, key, value, packed, scale, window, softcap)
     elif softcap is None and s_aux is None and device == "cpu":
-        out = _Flash.apply(query, key, value, packed, scale, window)
+        read = packed.last is not None and packed.last == getattr(module, "layer_idx", None)
+        out = _Flash.apply(query, key, value, packed, scale, window, read)
     else:
         out = _by_hand(query, key, value, packed, scale, window, softcap, s_aux)
     assert isinstance(out, Tensor)

@@ -1,8 +1,8 @@
-"""The last layer's feed-forward network and output projection, computed only for the tokens whose state is read.
+"""The last layer behind its keys and values, computed only for the tokens whose state is read.
 
 In a packed row only the states that predict a response token are read, about half of all where prompts are as long as
 their responses. Earlier layers must know every token, because later ones attend to it; the last layer needs keys and
-values of all, and beyond its attention the rest of those tokens is wasted. What is left out reads as zero.
+values of all, and what the rest of those tokens ask, hear and make of it is wasted. What is left out reads as zero.
 """
 
 import contextlib
@@ -23,13 +23,20 @@ def read_only_at(model: nn.Module, read: Tensor | None) -> Iterator[None]:
             handle.remove()
 
 
+def number(model: nn.Module) -> int | None:
+    """The last layer's, where all of it behind its keys and values can do with the tokens whose state is read."""
+    return getattr(_last_layer(model).self_attn, "layer_idx", None) if len(_of_last_layer(model)) == 2 else None
+
+
 def _of_last_layer(model: nn.Module) -> list[nn.Module]:
-    layers: Any = getattr(getattr(model, "base_model", model), "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
-        return []
-    attention = getattr(layers[-1], "self_attn", None)
-    found = [getattr(layers[-1], "mlp", None), getattr(attention, "o_proj", None)]
+    layer = _last_layer(model)
+    found = [getattr(layer, "mlp", None), getattr(getattr(layer, "self_attn", None), "o_proj", None)]
     return [m for m in found if isinstance(m, nn.Module) and _linear(m)]
+
+
+def _last_layer(model: nn.Module) -> Any:
+    layers: Any = getattr(getattr(model, "base_model", model), "layers", None)
+    return layers[-1] if isinstance(layers, nn.ModuleList) and len(layers) else None
 
 
 def _linear(module: nn.Module) -> bool:

@@ -16,12 +16,13 @@ class Layout:
 
     segments: tuple[Segment, ...]
     positions: Tensor  # [L]
+    last: int | None = None  # the layer of which only the states that predict a token are read
     windows: list[int | None] = field(default_factory=list)  # the sliding window that each layer asked for
     _kept: dict[Any, Any] = field(default_factory=dict)  # masks, made once and used by every layer
 
     @staticmethod
-    def of(row: Row) -> "Layout":
-        return Layout(row.segments, row.positions)
+    def of(row: Row, last: int | None = None) -> "Layout":
+        return Layout(row.segments, row.positions, last)
 
     @property
     def longest(self) -> int:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from modeseek.batch import Batch
 from modeseek.ops import token_logp
+from modeseek.policies import last
 from modeseek.policies.adapter import unwrapped
 from modeseek.policies.attention import packed_attention
 from modeseek.policies.head import Against, Form, Head, Said, computed_in
@@ -147,13 +148,15 @@ class Packed:
     def _states(self, row: Row, layout: Layout | None = None) -> Float[Tensor, "N D"]:
         """The body's last hidden states, where a response token is predicted from."""
         body = _body(self._base)
-        with packed_attention(self._base, None if body._forward_hooks else row.read):  # whoever watches it reads all
+        read = None if body._forward_hooks else row.read  # whoever watches it reads all
+        layout = Layout.of(row, None if read is None else last.number(self._base)) if layout is None else layout
+        with packed_attention(self._base, read):
             said = body(
                 input_ids=row.tokens[None],
                 position_ids=row.positions[None],
                 attention_mask=None,
                 use_cache=False,
-                packed=layout or Layout.of(row),
+                packed=layout,
             )
         return said.last_hidden_state[0].index_select(0, row.before)
 
