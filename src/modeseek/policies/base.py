@@ -90,7 +90,8 @@ def _at(p: Float[Tensor, "B V"], u: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     block, at = _find(edge, u[:, None])
     mass = mass.gather(1, block)
     rest = ((at - edge.gather(1, block) + mass) / mass).clamp_(0, 1 - 2.0**-52)  # how far within the block
-    within = blocks.take_along_dim(block[..., None], 1).squeeze(1).cumsum(-1, dtype=torch.float64)
+    there = block[..., None].expand(-1, -1, BLOCK)  # take_along_dim would divide each of these for negative ones
+    within = blocks.gather(1, there).squeeze(1).cumsum(-1, dtype=torch.float64)
     return (block * BLOCK + _find(within, rest)[0]).squeeze(1)
 
 

@@ -135,16 +135,19 @@ class Bucket:
         self._home = inverse * width + rank
         source = (group * self.width)[:, None].repeat(1, width)  # a slot left free repeats its group's first
         source.view(-1)[self._home] = home
-        heads = torch.arange(next(iter(self.layers.values())).keys.shape[1], device=self.device)[:, None]
-        at = ((source // self.width)[:, None], heads, (source % self.width)[:, None])
+        heads = next(iter(self.layers.values())).keys.shape[1]
+        ahead = torch.arange(heads, device=self.device)[:, None] * self.width  # of a group's heads
+        begin = source // self.width * (heads * self.width) + source % self.width
+        places = (begin[:, None] + ahead).flatten()  # of [group x head x place]
         for i, layer in self.layers.items():
-            own = (self._moved(x, at) for x in (layer.keys, layer.values))
-            prompts = (layer.prompt_keys, layer.prompt_values)
+            own = [self._moved(x, places) for x in (layer.all_keys, layer.all_values)]
+            prompts = [layer.prompt_keys, layer.prompt_values]
             if len(group) < self.groups:
-                prompts = (
-                    None if x is None else x.unflatten(0, (self.groups, -1))[group].flatten(0, 1) for x in prompts
-                )
-            self.layers[i] = _Layer(*own, *prompts)
+                prompts = [
+                    None if x is None else x.unflatten(0, (self.groups, -1)).index_select(0, group).flatten(0, 1)
+                    for x in prompts
+                ]
+            self.layers[i] = _Layer(*(x.unflatten(0, (len(group), heads, width)) for x in own), *prompts)
         if self._hidden is not None:
             self._hidden = self._hidden[group]
         self.groups, self.width = len(group), width
@@ -153,10 +156,9 @@ class Bucket:
             self._slots = torch.zeros(len(group) * width, dtype=torch.long, device=self.device)
             self._slots[self._home] = torch.arange(len(rows), device=self.device)
 
-    def _moved(self, x: Tensor, at: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        part = x[:, :, :, : self.at][at]
-        new = x.new_empty(*part.shape[:3], *x.shape[3:])
-        new[:, :, :, : self.at] = part
+    def _moved(self, x: Tensor, places: Tensor) -> Tensor:
+        new = x.new_empty(len(places), *x.shape[1:])
+        torch.index_select(x[:, : self.at], 0, places, out=new[:, : self.at])
         return new
 
     def _by_length(self) -> list[tuple[int, Tensor | slice, Tensor | slice]]:
@@ -224,7 +226,7 @@ class Bucket:
         if law.softcap is not None:
             scores.div_(law.softcap).tanh_().mul_(law.softcap)
         if self._hidden is not None and first < self.S:
-            scores.view(n, -1, scores.shape[-1])[:, :, : self.S - first] += self._hidden[:, :, first:]
+            scores.view(n, -1, scores.shape[-1])[:, :, : self.S - first].add_(self._hidden[:, :, first:])
         weights = _weights(scores, law.sinks, heads, 1)
         return torch.bmm(weights, own.all_values[:, first : at + 1]).view(n, -1, v.shape[-1])
 
@@ -250,7 +252,7 @@ class Bucket:
         if law.softcap is not None:
             scores.div_(law.softcap).tanh_().mul_(law.softcap)
         if self._hidden is not None:
-            scores.view(n, -1, scores.shape[-1])[:, :, :ahead] += self._hidden[:, :, skip:]
+            scores.view(n, -1, scores.shape[-1])[:, :, :ahead].add_(self._hidden[:, :, skip:])
         weights = _weights(scores, law.sinks, heads, w)
         mine = weights[:, :, ahead:].unflatten(1, (w, many)).flatten(0, 1)
         out = torch.bmm(mine, own.all_values[:, first : at + 1]).view(n * heads, w * many, -1)

@@ -7,6 +7,7 @@ a step has few rows, they are laid out once more for that (`_Matrix`). All of it
 an optimiser step lies between two of them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -115,15 +116,16 @@ class Lean:
         self.heads = attention.k_proj.out_features // self.D
         self.embed = m.model.embed_tokens.weight.detach()
         dtype = self.embed.dtype
-        self.eps = torch.tensor(m.model.norm.variance_epsilon, dtype=dtype)
-        self.share = 1 / self.embed.shape[1]
+        width = self.embed.shape[1]
+        self.root, self.eps = math.sqrt(width), m.model.norm.variance_epsilon
+        self.floor = torch.tensor(math.sqrt(width * self.eps), dtype=dtype)
         # interleaved halves: place 2i is the real and 2i + 1 the imaginary part of pair i
         self.order = torch.arange(self.D).view(2, -1).t().reshape(-1)
         cos, sin = m.model.rotary_emb(self.embed, torch.arange(longest)[None])
         half = self.D // 2
         self.turn = torch.complex(cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
         self.layers = [self._laid_out(layer) for layer in m.model.layers]
-        self.norm, self.head = m.model.norm.weight.detach(), _Matrix(m.lm_head.weight, m.lm_head.bias)
+        self.norm, self.head = m.model.norm.weight.detach() * self.root, _Matrix(m.lm_head.weight, m.lm_head.bias)
         self.matrices = [m for layer in self.layers for m in (layer.qkv, layer.out, layer.up, layer.down)]
         self.rows: int | None = None  # that a step has; 0: any number
 
@@ -143,9 +145,9 @@ class Lean:
         if type(a).__name__ == "MistralAttention":
             window = getattr(a.config, "sliding_window", None)
         return _Layer(
-            qkv=_Matrix(qkv * layer.input_layernorm.weight, bias),
+            qkv=_Matrix(qkv * (layer.input_layernorm.weight * self.root), bias),
             out=_Matrix(a.o_proj.weight, None),
-            up=_Matrix(up * layer.post_attention_layernorm.weight, None),
+            up=_Matrix(up * (layer.post_attention_layernorm.weight * self.root), None),
             down=_Matrix(mlp.down_proj.weight, None),
             law=Law(1.0, window),
             q_norm=self._interleaved(a.q_norm.weight) * a.scaling if normed else None,
@@ -157,7 +159,8 @@ class Lean:
         return x.detach().unflatten(0, (-1, self.D))[:, self.order].flatten(0, 1)
 
     def _normed(self, x: Tensor) -> Tensor:
-        return x * torch.add(self.eps, x.square().sum(-1, keepdim=True), alpha=self.share).rsqrt_()
+        """Without the norm's weight and the root of the width, which stand in the next product's weight."""
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)
 
     def _lay_out(self, rows: int) -> int:
         """The weights, for steps of so many rows and fewer. Returns how many rows there must be."""
@@ -181,8 +184,8 @@ class Lean:
         for i, layer in enumerate(self.layers):
             qkv = times(layer.qkv, self._normed(x)).view(-1, Q + 2 * H, D)
             if layer.q_norm is not None and layer.k_norm is not None:
-                qkv[:, :Q] = F.rms_norm(qkv[:, :Q], (D,), layer.q_norm, self.eps.item())
-                qkv[:, Q : Q + H] = F.rms_norm(qkv[:, Q : Q + H], (D,), layer.k_norm, self.eps.item())
+                qkv[:, :Q] = F.rms_norm(qkv[:, :Q], (D,), layer.q_norm, self.eps)
+                qkv[:, Q : Q + H] = F.rms_norm(qkv[:, Q : Q + H], (D,), layer.k_norm, self.eps)
             torch.view_as_complex(qkv[:, : Q + H].unflatten(-1, (-1, 2))).mul_(turn)
             q, k, v = qkv[:N].split_with_sizes((Q, H, H), 1)
             if at is not None and i + 1 == len(self.layers):  # nobody reads the other tokens any more
