@@ -108,7 +108,7 @@ class Bucket:
         self.laws: dict[int, Law] = {}
         self.reading, self.at = True, 0
         self.ragged = min(lengths) < S
-        self._hidden: Tensor | None = None  # [groups, 1, S], minus infinity where a prompt has no token
+        self._hidden: Tensor | None = None  # [.., 1, S], minus infinity where the prompt of a group (head) has no token
         self._slots: Tensor | None = None  # row in each slot; None: all slots are taken, in order
         self._home = torch.arange(n * k, device=device)  # slot of each row
         self._runs = self._by_length()
@@ -141,15 +141,9 @@ class Bucket:
         places = (begin[:, None] + ahead).flatten()  # of [group x head x place]
         for i, layer in self.layers.items():
             own = [self._moved(x, places) for x in (layer.all_keys, layer.all_values)]
-            prompts = [layer.prompt_keys, layer.prompt_values]
-            if len(group) < self.groups:
-                prompts = [
-                    None if x is None else x.unflatten(0, (self.groups, -1)).index_select(0, group).flatten(0, 1)
-                    for x in prompts
-                ]
+            prompts = [self._of(group, x) for x in (layer.prompt_keys, layer.prompt_values)]
             self.layers[i] = _Layer(*(x.unflatten(0, (len(group), heads, width)) for x in own), *prompts)
-        if self._hidden is not None:
-            self._hidden = self._hidden[group]
+        self._hidden = self._of(group, self._hidden)
         self.groups, self.width = len(group), width
         self._slots = None
         if len(rows) < len(group) * width:
@@ -160,6 +154,11 @@ class Bucket:
         new = x.new_empty(len(places), *x.shape[1:])
         torch.index_select(x[:, : self.at], 0, places, out=new[:, : self.at])
         return new
+
+    def _of(self, group: Tensor, x: Tensor | None) -> Tensor | None:
+        if x is None or len(group) == self.groups:
+            return x
+        return x.unflatten(0, (self.groups, -1)).index_select(0, group).flatten(0, 1)
 
     def _by_length(self) -> list[tuple[int, Tensor | slice, Tensor | slice]]:
         # prompts of one length go through one call, and none is padded; a prompt alone need not be gathered
@@ -197,7 +196,7 @@ class Bucket:
         if self.ragged and self._hidden is None:
             mask = torch.ones(n * S, dtype=torch.bool, device=self.device).index_fill_(0, self._place, False)
             hidden = k.new_zeros(n, 1, S).masked_fill_(mask.view(n, 1, S), float("-inf"))
-            self._hidden = hidden if self.share else hidden.repeat_interleave(self.k, 0)
+            self._hidden = hidden.repeat_interleave(heads if self.share else self.k, 0)
         if self.share:
             self.layers[layer] = _Layer(
                 k.new_empty(n, heads, self.k, self.room, k.shape[-1]),
@@ -246,13 +245,17 @@ class Bucket:
         q = q.reshape(n * heads * w, many, -1)
         if law.scale != 1.0:
             q = q * law.scale
-        seen = torch.bmm(q.view(n * heads, w * many, -1), own.prompt_keys[:, :, skip:])
+        prompt, grouped = own.prompt_keys[:, :, skip:], q.view(n * heads, w * many, -1)
+        if self._hidden is None or law.softcap is not None:
+            seen = torch.bmm(grouped, prompt)
+        else:  # hidden in the same go
+            seen = torch.baddbmm(self._hidden[:, :, skip:], grouped, prompt)
         said = torch.bmm(q, own.all_keys[:, first : at + 1].mT).view(n * heads, w * many, -1)
         scores, ahead = torch.cat([seen, said], -1), self.S - skip
         if law.softcap is not None:
             scores.div_(law.softcap).tanh_().mul_(law.softcap)
-        if self._hidden is not None:
-            scores.view(n, -1, scores.shape[-1])[:, :, :ahead].add_(self._hidden[:, :, skip:])
+            if self._hidden is not None:
+                scores[:, :, :ahead].add_(self._hidden[:, :, skip:])
         weights = _weights(scores, law.sinks, heads, w)
         mine = weights[:, :, ahead:].unflatten(1, (w, many)).flatten(0, 1)
         out = torch.bmm(mine, own.all_values[:, first : at + 1]).view(n * heads, w * many, -1)
