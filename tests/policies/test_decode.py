@@ -5,6 +5,7 @@ from functools import cache as cache_calls
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy import stats
@@ -12,7 +13,7 @@ from torch import nn
 
 from modeseek.batch import Batch
 from modeseek.policies.base import pick, uniform
-from modeseek.policies.decode import cache, lean, rollout, sample, why_not
+from modeseek.policies.decode import body, cache, lean, rollout, sample, why_not
 
 VOCAB = 61
 SMALL = {
@@ -258,7 +259,7 @@ def test_a_chunk_holds_no_more_than_the_budget(llama, monkeypatch):
             super().next()
             held.append(0)
             for bucket in self.buckets:
-                groups, _, width, room, _ = bucket.layers[0].keys.shape
+                _, groups, _, width, room, _ = bucket.layers[0].own.shape
                 held[-1] += groups * width * room + bucket.groups * bucket.S * bucket.share
 
     monkeypatch.setattr(rollout, "Cache", Watched)
@@ -300,6 +301,26 @@ def test_the_last_tokens_of_a_prompt_hear_what_they_hear_among_all(asking, windo
     want = scores.masked_fill(seen == 0, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
     got = cache._causal(q[:, :, -asking:], k, v, cache.Law(0.3, window, softcap))
     torch.testing.assert_close(got, want[:, :, -asking:])
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_values_may_be_narrower_than_keys(share):
+    rng = torch.Generator().manual_seed(0)
+    drawn = lambda n: [torch.randn(1, 2, n, d, generator=rng, dtype=torch.float64) for d in (8, 8, 4)]
+    held, layer = cache.Cache([3], 2, 1, CPU, share=share), torch.nn.Identity()
+    layer.layer_idx = 0
+    token = body._cache.set(held)
+    q, k, v = drawn(3)
+    read, _ = body.attention(layer, q, k, v, None)
+    torch.testing.assert_close(read.transpose(1, 2), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    held.start()
+    q, own_k, own_v = drawn(2)  # a token of each of two responses
+    step, _ = body.attention(layer, q, own_k, own_v, None)
+    body._cache.reset(token)
+    for row in range(2):
+        at = slice(row, row + 1)
+        seen = (torch.cat([x, own[:, :, at]], 2) for x, own in ((k, own_k), (v, own_v)))
+        torch.testing.assert_close(step[:, row], F.scaled_dot_product_attention(q[:, :, at], *seen)[:, :, 0])
 
 
 def test_the_neighbours_of_a_prompt_do_not_matter(llama, prompts_are):

@@ -26,17 +26,18 @@ class Law:
 
 
 class _Layer:
-    """What one layer holds: of the responses `[group, head, place, room, D]`, of the prompts once per group."""
+    """What one layer holds: of the responses keys and values `[2, group, head, place, room, D]`, of the prompts once
+    per group."""
 
-    def __init__(self, keys: Tensor, values: Tensor, prompt_keys: Tensor | None, prompt_values: Tensor | None):
-        self.keys, self.values = keys, values
+    def __init__(self, own: Tensor, prompt_keys: Tensor | None, prompt_values: Tensor | None):
+        self.own = own
         self.prompt_keys = prompt_keys  # [group x head, D, S], laid out for few queries against many keys
         self.prompt_values = prompt_values  # [group x head, S, D]
-        self.all_keys, self.all_values = keys.flatten(0, 2), values.flatten(0, 2)  # [group x head x place, room, D]
+        self.keys, self.values = own.flatten(1, 3)  # [group x head x place, room, D]
 
 
 class Cache:
-    """First every prompt is read, packed into one row; then each call takes one token of every response.
+    """First every prompt is `read`, packed into one row; then each `step` takes one token of every response.
 
     Rows are responses that still speak, ordered by prompt. Neighbouring prompts of similar length lie in one bucket,
     as wide as its longest: a short prompt beside a long one is not paid for at its length.
@@ -47,7 +48,7 @@ class Cache:
     ):
         """`lengths` of the prompts; `share` their keys among their k responses, or repeat them; `worth` opening a
         bucket, in tokens less of padding (None: never)."""
-        self.lengths, self.k = lengths, k
+        self.lengths, self.k, self.reading = lengths, k, True
         begins = [0]
         for i in range(len(lengths)):
             longest, rest = max(lengths[begins[-1] : i + 1]), lengths[i:]
@@ -62,17 +63,22 @@ class Cache:
         """What each layer that came by asked for."""
         return self.buckets[0].laws
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
-        """What the tokens hear: q `[N, query heads, D]`, k and v `[N, heads, D]` to `[N, query heads, D]`. Where
-        prompts are read, q may be that of each one's last token."""
-        if len(self.buckets) == 1:
-            return self.buckets[0](layer, q, k, v, law)
+    def read(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
+        """What the prompts' tokens hear: q `[N, query heads, D]`, k and v `[N, heads, D]` to `[N, query heads, D]`. q
+        may be that of each prompt's last token."""
         asking = self._sizes if len(q) == len(k) else [len(bucket.lengths) for bucket in self.buckets]
         parts = zip(self.buckets, q.split(asking), k.split(self._sizes), v.split(self._sizes), strict=True)
-        return torch.cat([bucket(layer, q, k, v, law) for bucket, q, k, v in parts])
+        return _joined([bucket.read(layer, q, k, v, law) for bucket, q, k, v in parts])
+
+    def step(self, layer: int, qkv: Tensor, law: Law) -> Tensor:
+        """What one token of each row hears: the heads of q, k and v side by side `[rows, all heads, D]` to
+        `[rows, query heads, D]`."""
+        parts = zip(self.buckets, qkv.split(self._sizes), strict=True)
+        return _joined([bucket.step(layer, part, law) for bucket, part in parts])
 
     def start(self) -> None:
         """The prompts are read; from here each call is one token of every row."""
+        self.reading = False
         for bucket in self.buckets:
             bucket.start()
         self._sizes = [bucket.rows for bucket in self.buckets]
@@ -106,7 +112,7 @@ class Bucket:
         self.groups, self.width = (n, k) if share else (n * k, 1)
         self.layers: dict[int, _Layer] = {}
         self.laws: dict[int, Law] = {}
-        self.reading, self.at = True, 0
+        self.at = 0
         self.ragged = min(lengths) < S
         self._hidden: Tensor | None = None  # [.., 1, S], minus infinity where the prompt of a group (head) has no token
         self._slots: Tensor | None = None  # row in each slot; None: all slots are taken, in order
@@ -119,13 +125,11 @@ class Bucket:
     def rows(self) -> int:
         return len(self._home)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
-        if self.reading:
-            return self._read(layer, q, k, v, law)
-        return self._together(layer, q, k, v, law) if self.share else self._alone(layer, q, k, v, law)
+    def step(self, layer: int, qkv: Tensor, law: Law) -> Tensor:
+        return self._together(layer, qkv, law) if self.share else self._alone(layer, qkv, law)
 
     def start(self) -> None:
-        self.reading, self.at = False, 0 if self.share else self.S
+        self.at = 0 if self.share else self.S
 
     def keep(self, rows: Tensor) -> None:
         home = self._home[rows]
@@ -135,25 +139,22 @@ class Bucket:
         self._home = inverse * width + rank
         source = (group * self.width)[:, None].repeat(1, width)  # a slot left free repeats its group's first
         source.view(-1)[self._home] = home
-        heads = next(iter(self.layers.values())).keys.shape[1]
+        heads = next(iter(self.layers.values())).own.shape[2]
         ahead = torch.arange(heads, device=self.device)[:, None] * self.width  # of a group's heads
         begin = source // self.width * (heads * self.width) + source % self.width
         places = (begin[:, None] + ahead).flatten()  # of [group x head x place]
         for i, layer in self.layers.items():
-            own = [self._moved(x, places) for x in (layer.all_keys, layer.all_values)]
+            own = layer.own.new_empty(2, len(places), *layer.own.shape[4:])
+            for new, x in zip(own[:, :, : self.at], (layer.keys, layer.values), strict=True):
+                torch.index_select(x[:, : self.at], 0, places, out=new)
             prompts = [self._of(group, x) for x in (layer.prompt_keys, layer.prompt_values)]
-            self.layers[i] = _Layer(*(x.unflatten(0, (len(group), heads, width)) for x in own), *prompts)
+            self.layers[i] = _Layer(own.unflatten(1, (len(group), heads, width)), *prompts)
         self._hidden = self._of(group, self._hidden)
         self.groups, self.width = len(group), width
         self._slots = None
         if len(rows) < len(group) * width:
             self._slots = torch.zeros(len(group) * width, dtype=torch.long, device=self.device)
             self._slots[self._home] = torch.arange(len(rows), device=self.device)
-
-    def _moved(self, x: Tensor, places: Tensor) -> Tensor:
-        new = x.new_empty(len(places), *x.shape[1:])
-        torch.index_select(x[:, : self.at], 0, places, out=new[:, : self.at])
-        return new
 
     def _of(self, group: Tensor, x: Tensor | None) -> Tensor | None:
         if x is None or len(group) == self.groups:
@@ -177,7 +178,7 @@ class Bucket:
                 runs.append((length, at.to(self.device), torch.tensor(who, device=self.device)))
         return runs
 
-    def _read(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
+    def read(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
         self.laws[layer] = law
         self._store(layer, k, v)
         out = q.new_empty(*q.shape[:2], v.shape[-1])
@@ -199,50 +200,50 @@ class Bucket:
             self._hidden = hidden.repeat_interleave(heads if self.share else self.k, 0)
         if self.share:
             self.layers[layer] = _Layer(
-                k.new_empty(n, heads, self.k, self.room, k.shape[-1]),
-                v.new_empty(n, heads, self.k, self.room, v.shape[-1]),
+                k.new_empty(2, n, heads, self.k, self.room, k.shape[-1]),
                 k.permute(0, 2, 3, 1).reshape(n * heads, -1, S),
                 v.transpose(1, 2).reshape(n * heads, S, -1),
             )
             return
         # every response is a group of its own, with its prompt in front
-        own = [x.new_empty(n, self.k, heads, S + self.room, x.shape[-1]) for x in (k, v)]
+        own = k.new_empty(2, n, self.k, heads, S + self.room, k.shape[-1])
         for new, x in zip(own, (k, v), strict=True):
             new[:, :, :, :S] = x.transpose(1, 2)[:, None]
-        own = [x.view(n * self.k, heads, 1, S + self.room, -1) for x in own]
-        self.layers[layer] = _Layer(own[0], own[1], None, None)
+        self.layers[layer] = _Layer(own.view(2, n * self.k, heads, 1, S + self.room, -1), None, None)
 
-    def _alone(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
+    def _alone(self, layer: int, qkv: Tensor, law: Law) -> Tensor:
         """Every row has its prompt in front of what it said."""
-        own, at, (n, heads, _) = self.layers[layer], self.at, k.shape
-        own.keys.select(3, at).select(2, 0).copy_(k)
-        own.values.select(3, at).select(2, 0).copy_(v)
+        own, at, n = self.layers[layer], self.at, len(qkv)
+        heads, D = own.own.shape[2], qkv.shape[-1]
+        q, kv = qkv.tensor_split((-2 * heads,), 1)
+        own.own.select(4, at).select(3, 0).copy_(kv.unflatten(1, (2, heads)).transpose(0, 1))
         first = 0 if law.window is None else max(0, at + 1 - law.window)
-        q = q.reshape(n * heads, -1, q.shape[-1])  # the query heads of one key side by side
+        q = q.reshape(n * heads, -1, D)  # the query heads of one key side by side
         if law.scale != 1.0:
             q = q * law.scale
-        scores = torch.bmm(q, own.all_keys[:, first : at + 1].mT)  # [row x head, query heads, seen]
+        scores = torch.bmm(q, own.keys[:, first : at + 1].mT)  # [row x head, query heads, seen]
         if law.softcap is not None:
             scores.div_(law.softcap).tanh_().mul_(law.softcap)
         if self._hidden is not None and first < self.S:
             scores.view(n, -1, scores.shape[-1])[:, :, : self.S - first].add_(self._hidden[:, :, first:])
         weights = _weights(scores, law.sinks, heads, 1)
-        return torch.bmm(weights, own.all_values[:, first : at + 1]).view(n, -1, v.shape[-1])
+        return torch.bmm(weights, own.values[:, first : at + 1]).view(n, -1, D)
 
-    def _together(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
+    def _together(self, layer: int, qkv: Tensor, law: Law) -> Tensor:
         """The rows of a group look at their prompt in one product, and each at what it said."""
-        own, n, w, at, heads = self.layers[layer], self.groups, self.width, self.at, k.shape[1]
+        own, n, w, at = self.layers[layer], self.groups, self.width, self.at
         assert own.prompt_keys is not None and own.prompt_values is not None
+        heads, D = own.own.shape[2], qkv.shape[-1]
         if self._slots is not None:
-            q, k, v = (x.index_select(0, self._slots) for x in (q, k, v))
-        own.keys.select(3, at).copy_(k.view(n, w, heads, -1).transpose(1, 2))
-        own.values.select(3, at).copy_(v.view(n, w, heads, -1).transpose(1, 2))
+            qkv = qkv.index_select(0, self._slots)
+        q, kv = qkv.view(n, w, -1, D).tensor_split((-2 * heads,), 2)
+        own.own.select(4, at).copy_(kv.unflatten(2, (2, heads)).permute(2, 0, 3, 1, 4))
         first, skip = 0, 0  # where the window begins among the response's keys, and the prompt's
         if law.window is not None:
             first, skip = max(0, at + 1 - law.window), min(self.S, max(0, self.S + at + 1 - law.window))
-        q = q.view(n, w, heads, -1, q.shape[-1]).transpose(1, 2)  # [group, head, place, query heads, D]
+        q = q.unflatten(2, (heads, -1)).transpose(1, 2)  # [group, head, place, query heads, D]
         many = q.shape[3]
-        q = q.reshape(n * heads * w, many, -1)
+        q = q.reshape(n * heads * w, many, D)
         if law.scale != 1.0:
             q = q * law.scale
         prompt, grouped = own.prompt_keys[:, :, skip:], q.view(n * heads, w * many, -1)
@@ -250,7 +251,7 @@ class Bucket:
             seen = torch.bmm(grouped, prompt)
         else:  # hidden in the same go
             seen = torch.baddbmm(self._hidden[:, :, skip:], grouped, prompt)
-        said = torch.bmm(q, own.all_keys[:, first : at + 1].mT).view(n * heads, w * many, -1)
+        said = torch.bmm(q, own.keys[:, first : at + 1].mT).view(n * heads, w * many, -1)
         scores, ahead = torch.cat([seen, said], -1), self.S - skip
         if law.softcap is not None:
             scores.div_(law.softcap).tanh_().mul_(law.softcap)
@@ -258,10 +259,14 @@ class Bucket:
                 scores[:, :, :ahead].add_(self._hidden[:, :, skip:])
         weights = _weights(scores, law.sinks, heads, w)
         mine = weights[:, :, ahead:].unflatten(1, (w, many)).flatten(0, 1)
-        out = torch.bmm(mine, own.all_values[:, first : at + 1]).view(n * heads, w * many, -1)
+        out = torch.bmm(mine, own.values[:, first : at + 1]).view(n * heads, w * many, -1)
         out.baddbmm_(weights[:, :, :ahead], own.prompt_values[:, skip:])
         out = out.view(n, heads, w, many, -1).transpose(1, 2).reshape(n * w, heads * many, -1)
         return out if self._slots is None else out.index_select(0, self._home)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _weights(

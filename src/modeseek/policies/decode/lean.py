@@ -187,10 +187,14 @@ class Lean:
                 qkv[:, :Q] = F.rms_norm(qkv[:, :Q], (D,), layer.q_norm, self.eps)
                 qkv[:, Q : Q + H] = F.rms_norm(qkv[:, Q : Q + H], (D,), layer.k_norm, self.eps)
             torch.view_as_complex(qkv[:, : Q + H].unflatten(-1, (-1, 2))).mul_(turn)
-            q, k, v = qkv[:N].split_with_sizes((Q, H, H), 1)
-            if at is not None and i + 1 == len(self.layers):  # nobody reads the other tokens any more
-                x, q = x[at], q[at]
-            heard = cache(i, q, k, v, layer.law).reshape(-1, Q * D)
+            if at is None:
+                heard = cache.step(i, qkv[:N], layer.law)
+            else:
+                q, k, v = qkv.split_with_sizes((Q, H, H), 1)
+                if i + 1 == len(self.layers):  # nobody reads the other tokens any more
+                    x, q = x[at], q[at]
+                heard = cache.read(i, q, k, v, layer.law)
+            heard = heard.reshape(-1, Q * D)
             x += times(layer.out, heard if len(heard) == len(x) else F.pad(heard, (0, 0, 0, len(x) - N)))
             gate, up = times(layer.up, self._normed(x)).chunk(2, -1)
             x += times(layer.down, F.silu(gate).mul_(up))
