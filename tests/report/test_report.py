@@ -8,7 +8,7 @@ import pytest
 
 from modeseek import report
 from modeseek.record import Record, RunData, read
-from modeseek.report import curves, findings, overlap, plots, study_plots
+from modeseek.report import curves, evaluation, findings, overlap, plots, study_plots
 from modeseek.report.curves import Curve, Line, Method, number
 
 XSS = [
@@ -466,6 +466,14 @@ def test_a_studys_equal_lines_take_turns_too():
         study_plots.geometry("reward", {"a": [0, 1, 2], "b": [0, 2, 4]}, looks),  # one of the other's shape
     ):
         assert [bool(dashes) for _, dashes, _ in of_plot(svg, "reward")] == [False, True]
+
+
+def test_a_gold_reward_that_is_the_proxy_does_not_hide_it():
+    worth = lambda value: {"low": value - 1, "value": value, "high": value + 1}
+    curve = [{"n": n, "proxy": worth(n), "gold": worth(n)} for n in (1, 2, 4, 8)]
+    lines = of_plot(evaluation._best_of(curve), "best")
+    tops = {seen(lines, at).upper() for at in np.arange(0, 100, 0.5)}
+    assert tops == {plots.style(i).colour.upper() for i in (2, 3)}
 
 
 def test_eleven_methods_look_different():

@@ -15,10 +15,12 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from markupsafe import Markup
+from matplotlib.lines import Line2D
 
 from modeseek.disk import write_bytes
 from modeseek.report import plots
 from modeseek.report.curves import number
+from modeseek.report.overlap import take_turns
 from modeseek.report.template import filled
 
 SORTS = (("reward", "gap in reward"), ("length", "gap in length"), ("even", "least different"))
@@ -141,14 +143,16 @@ def _cross(axes: Any, x: Mapping[str, float], y: Mapping[str, float], look: plot
 def _best_of(curve: Sequence[Mapping[str, Any]]) -> Markup:
     with matplotlib.style.context(["default", plots.LOOK | {"svg.hashsalt": "best"}]):
         figure, axes = plots.canvas()
+        lines = list[Line2D]()
         for key, look in (("proxy", plots.style(2)), ("gold", plots.style(3))):
             there = [b for b in curve if b[key]]
             if there:
                 x = np.array([b["n"] for b in there])
                 y = np.array([[b[key][end] for end in ("low", "value", "high")] for b in there])
                 axes.fill_between(x, y[:, 0], y[:, 2], color=look.colour, alpha=0.15, lw=0)
-                axes.plot(x, y[:, 1], look.marker, color=look.colour, ls=look.dash, ms=5, lw=1.8)
+                lines += axes.plot(x, y[:, 1], look.marker, color=look.colour, ls=look.dash, ms=5, lw=1.8)
         axes.set_xscale("log", base=2)
+        take_turns(axes, lines)
         axes.set_xticks([b["n"] for b in curve], [str(b["n"]) for b in curve])
         axes.minorticks_off()
         axes.set_xlabel("N")
