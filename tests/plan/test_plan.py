@@ -169,9 +169,9 @@ def test_decoding_reads_weights_and_cache_at_every_token(small):
 
 
 def test_a_rollout_on_a_cpu_lays_the_weights_out_anew(small):
-    """Queries, keys and values, gate and up once, all of a layer and the output layer once more."""
+    """Queries, keys and values, gate and up once, all of a layer and the output layer once more; the last norm."""
     joined = 256 + 128 + 128 + 2 * 512
-    laid_out = 4 * (3 * (joined + LAYER - 2 * 16) + 100 * 16)
+    laid_out = 4 * (3 * (joined + LAYER - 2 * 16) + 100 * 16 + 16)
     assert laid_out <= copied(learner()) <= laid_out + 100  # and one position's angles
     with_angles = copied(learner())
     sampled = dpo(small, source=OnPolicy(num_generations=2), stages=(StageSpec(name="score"),), reward=LengthReward())

@@ -148,17 +148,21 @@ class Packed:
     def _states(self, row: Row, layout: Layout | None = None) -> Float[Tensor, "N D"]:
         """The body's last hidden states, where a response token is predicted from."""
         body = _body(self._base)
-        read = None if body._forward_hooks else row.read  # whoever watches it reads all
-        layout = Layout.of(row, None if read is None else last.number(self._base)) if layout is None else layout
-        with packed_attention(self._base, read):
+        with packed_attention(self._base, self._read(row)):
             said = body(
                 input_ids=row.tokens[None],
                 position_ids=row.positions[None],
                 attention_mask=None,
                 use_cache=False,
-                packed=layout,
+                packed=layout or self._layout(row),
             )
         return said.last_hidden_state[0].index_select(0, row.before)
+
+    def _read(self, row: Row) -> Tensor | None:
+        return None if _body(self._base)._forward_hooks else row.read  # whoever watches it reads all
+
+    def _layout(self, row: Row) -> Layout:
+        return Layout.of(row, None if self._read(row) is None else last.number(self._base))
 
 
 def why_not(model: nn.Module, *, unverified: bool = False) -> str | None:
@@ -197,13 +201,13 @@ def _trial(model: nn.Module, base: PreTrainedModel) -> str | None:
     vocab, device = base.config.get_text_config().vocab_size, next(base.parameters()).device
     ids = lambda start, n: [(7 * i + start) % vocab for i in range(n)]
     groups = [[ids(5, 6), ids(11, 3)], [ids(2, 1), ids(3, 4)]]
-    batch = Batch.of([ids(1, 5), ids(4, 2)], groups).to(device)
+    batch = Batch.of([ids(1, 5), ids(4, 12)], groups).to(device)  # in the last layer only the longer one's end asks
     with torch.no_grad(), _evaluating(base):
         windows: list[int | None] = []
         try:
             packed = Packed(model)
             row = pack(batch)
-            layout = Layout.of(row)
+            layout = packed._layout(row)
             ours = packed._head(packed._states(row, layout), row.target)["logp"]
             windows = layout.windows
             plain = _plain(base, batch)
