@@ -51,12 +51,13 @@ def attention(
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     law = Law(scale, sliding_window, softcap, s_aux)
-    cache, layer, own = _cache.get(), module.layer_idx, value.shape[-1]
+    cache, own = _cache.get(), value.shape[-1]
+    layer: Any = module.layer_idx
     if own != key.shape[-1]:  # some models' values are narrower than their keys
         wide = max(own, key.shape[-1])
         query, key, value = (F.pad(x, (0, wide - x.shape[-1])) for x in (query, key, value))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    heard = cache.read(layer, q, k, v, law) if cache.reading else cache.step(layer, torch.cat([q, k, v], 1), law)  # type: ignore[arg-type]
+    heard = cache.read(layer, q, k, v, law) if cache.reading else cache.step(layer, torch.cat([q, k, v], 1), law)
     return heard[None, ..., :own], None
 
 

@@ -179,6 +179,7 @@ class Bucket:
         return runs
 
     def read(self, layer: int, q: Tensor, k: Tensor, v: Tensor, law: Law) -> Tensor:
+        """As `Cache.read`. Prompts of one length go through one call."""
         self.laws[layer] = law
         self._store(layer, k, v)
         out = q.new_empty(*q.shape[:2], v.shape[-1])
@@ -213,31 +214,31 @@ class Bucket:
 
     def _alone(self, layer: int, qkv: Tensor, law: Law) -> Tensor:
         """Every row has its prompt in front of what it said."""
-        own, at, n = self.layers[layer], self.at, len(qkv)
-        heads, D = own.own.shape[2], qkv.shape[-1]
+        held, at, n = self.layers[layer], self.at, len(qkv)
+        heads, D = held.own.shape[2], qkv.shape[-1]
         q, kv = qkv.tensor_split((-2 * heads,), 1)
-        own.own.select(4, at).select(3, 0).copy_(kv.unflatten(1, (2, heads)).transpose(0, 1))
+        held.own.select(4, at).select(3, 0).copy_(kv.unflatten(1, (2, heads)).transpose(0, 1))
         first = 0 if law.window is None else max(0, at + 1 - law.window)
         q = q.reshape(n * heads, -1, D)  # the query heads of one key side by side
         if law.scale != 1.0:
             q = q * law.scale
-        scores = torch.bmm(q, own.keys[:, first : at + 1].mT)  # [row x head, query heads, seen]
+        scores = torch.bmm(q, held.keys[:, first : at + 1].mT)  # [row x head, query heads, seen]
         if law.softcap is not None:
             scores.div_(law.softcap).tanh_().mul_(law.softcap)
         if self._hidden is not None and first < self.S:
             scores.view(n, -1, scores.shape[-1])[:, :, : self.S - first].add_(self._hidden[:, :, first:])
         weights = _weights(scores, law.sinks, heads, 1)
-        return torch.bmm(weights, own.values[:, first : at + 1]).view(n, -1, D)
+        return torch.bmm(weights, held.values[:, first : at + 1]).view(n, -1, D)
 
     def _together(self, layer: int, qkv: Tensor, law: Law) -> Tensor:
         """The rows of a group look at their prompt in one product, and each at what it said."""
-        own, n, w, at = self.layers[layer], self.groups, self.width, self.at
-        assert own.prompt_keys is not None and own.prompt_values is not None
-        heads, D = own.own.shape[2], qkv.shape[-1]
+        held, n, w, at = self.layers[layer], self.groups, self.width, self.at
+        assert held.prompt_keys is not None and held.prompt_values is not None
+        heads, D = held.own.shape[2], qkv.shape[-1]
         if self._slots is not None:
             qkv = qkv.index_select(0, self._slots)
         q, kv = qkv.view(n, w, -1, D).tensor_split((-2 * heads,), 2)
-        own.own.select(4, at).copy_(kv.unflatten(2, (2, heads)).permute(2, 0, 3, 1, 4))
+        held.own.select(4, at).copy_(kv.unflatten(2, (2, heads)).permute(2, 0, 3, 1, 4))
         first, skip = 0, 0  # where the window begins among the response's keys, and the prompt's
         if law.window is not None:
             first, skip = max(0, at + 1 - law.window), min(self.S, max(0, self.S + at + 1 - law.window))
@@ -246,12 +247,12 @@ class Bucket:
         q = q.reshape(n * heads * w, many, D)
         if law.scale != 1.0:
             q = q * law.scale
-        prompt, grouped = own.prompt_keys[:, :, skip:], q.view(n * heads, w * many, -1)
+        prompt, grouped = held.prompt_keys[:, :, skip:], q.view(n * heads, w * many, -1)
         if self._hidden is None or law.softcap is not None:
             seen = torch.bmm(grouped, prompt)
         else:  # hidden in the same go
             seen = torch.baddbmm(self._hidden[:, :, skip:], grouped, prompt)
-        said = torch.bmm(q, own.keys[:, first : at + 1].mT).view(n * heads, w * many, -1)
+        said = torch.bmm(q, held.keys[:, first : at + 1].mT).view(n * heads, w * many, -1)
         scores, ahead = torch.cat([seen, said], -1), self.S - skip
         if law.softcap is not None:
             scores.div_(law.softcap).tanh_().mul_(law.softcap)
@@ -259,8 +260,8 @@ class Bucket:
                 scores[:, :, :ahead].add_(self._hidden[:, :, skip:])
         weights = _weights(scores, law.sinks, heads, w)
         mine = weights[:, :, ahead:].unflatten(1, (w, many)).flatten(0, 1)
-        out = torch.bmm(mine, own.values[:, first : at + 1]).view(n * heads, w * many, -1)
-        out.baddbmm_(weights[:, :, :ahead], own.prompt_values[:, skip:])
+        out = torch.bmm(mine, held.values[:, first : at + 1]).view(n * heads, w * many, -1)
+        out.baddbmm_(weights[:, :, :ahead], held.prompt_values[:, skip:])
         out = out.view(n, heads, w, many, -1).transpose(1, 2).reshape(n * w, heads * many, -1)
         return out if self._slots is None else out.index_select(0, self._home)
 
